@@ -1,0 +1,257 @@
+"""Configuration of COMBO: every size, switch and loss weight of the network, as JSON, and the presets.
+
+Sources: paper (CVPR 2024) section 3 and appendix Table I; the released configurations. Where the release departs from the
+paper, the value of the release is the default and the field says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PretrainedConfig
+
+
+AVSS_CLASSES = (
+    "background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog "
+    "donkey drum duck elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan "
+    "harmonica harp helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot piano "
+    "pig pipa saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck trumpet tuba "
+    "ukulele utv vacuum-cleaner violin wolf woman"
+).split()
+
+BINARY_CLASSES = ["background", "sounding object"]
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]  # strides 4, 8, 16, 32: res2 .. res5 of the paper
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    "r50": {"model_type": "resnet", "out_features": STAGES},  # transformers' default sizes are ResNet-50
+    "pvtv2-b5": {
+        "model_type": "pvt_v2",
+        "hidden_sizes": [64, 128, 320, 512],
+        "depths": [3, 6, 40, 3],
+        "num_attention_heads": [1, 2, 5, 8],
+        "sr_ratios": [8, 4, 2, 1],
+        "mlp_ratios": [4, 4, 4, 4],
+        "layer_norm_eps": 1e-6,
+        "drop_path_rate": 0.1,
+        "out_features": STAGES,
+    },
+    "tiny": {
+        "model_type": "resnet",
+        "embedding_size": 24,
+        "hidden_sizes": [24, 48, 96, 128],
+        "depths": [1, 1, 1, 1],
+        "layer_type": "basic",
+        "out_features": STAGES,
+    },
+}
+
+VGGISH = {"channels": [[64], [128], [256, 256], [512, 512]], "hidden_sizes": [4096, 4096], "embedding_size": 128}
+
+# The three subsets differ in these facts only. (window: the release counts a 10-frame clip as two halves of 5 in L_ada.)
+SUBSETS: dict[str, dict[str, Any]] = {
+    "s4": {"classes": BINARY_CLASSES, "num_frames": 5, "consistency_window": 5},
+    "ms3": {"classes": BINARY_CLASSES, "num_frames": 5, "consistency_window": 5},
+    "avss": {"classes": AVSS_CLASSES, "num_frames": 10, "consistency_window": 5},
+}
+
+# Small enough to train on a laptop and to ship: the same parts, fewer of each. Trained from scratch, hence no frozen parts.
+TINY: dict[str, Any] = {
+    "image_size": 128,
+    "audio_config": {"channels": [[16], [24], [32], [48]], "hidden_sizes": [128], "embedding_size": 64},
+    "freeze_audio_encoder": False,
+    "freeze_batch_norm": False,
+    "channel_reduction": 8,
+    "hidden_dim": 64,
+    "num_attention_heads": 4,
+    "pixel_decoder_layers": 2,
+    "pixel_decoder_feedforward_dim": 128,
+    "fusion_heads": 4,
+    "audio_hidden_dim": 128,
+    "num_queries": 20,
+    "decoder_layers": 3,
+    "decoder_feedforward_dim": 128,
+    "train_num_points": 1024,
+}
+
+
+class ComboConfig(PretrainedConfig):
+    r"""Configuration of [`ComboModel`] and [`ComboForAudioVisualSegmentation`].
+
+    Args:
+        backbone_config (`dict` or `PretrainedConfig`): visual backbone, built by `AutoBackbone`; four stages, strides 4 to 32.
+        use_maskige (`bool`): encode the Maskige beside the frame (Siam encoder). Off: frames only, `maskige_values=None`.
+        share_encoders (`bool`): one backbone for frame and Maskige. The release has two (same architecture, own weights).
+        freeze_batch_norm (`bool`): batch norms of the backbone keep statistics and affine (FrozenBN of the release).
+        channel_reduction (`int`): W1 of the channel weights maps C to C / channel_reduction.
+        audio_config (`dict`): VGGish sizes: `channels` per pooling block, `hidden_sizes`, `embedding_size`.
+        freeze_audio_encoder (`bool`): VGGish is not trained (release: true).
+        hidden_dim (`int`): d of the paper, width of pixel decoder, mask features and queries.
+        num_attention_heads (`int`): heads of pixel decoder and query decoder.
+        pixel_decoder_layers, pixel_decoder_points, pixel_decoder_feedforward_dim (`int`): deformable encoder.
+        fusion (`bool`): bilateral fusion. The released AVSS/R50 *test* configuration switches it off, its training one not.
+        fusion_heads, fusion_dropout, fusion_gate_init: heads, dropout on the attention, start of both residual gates.
+        audio_hidden_dim (`int`): width of the audio MLP 128 -> 4096 -> 4096 -> d.
+        num_queries, decoder_layers, decoder_feedforward_dim (`int`): masked-attention decoder (9 layers = 3 rounds).
+        audio_query_layout (`"per_frame"` or `"official"`): which second each query hears. There is a reshape without a
+            transpose in the release: with T frames and Q queries, query q of frame t hears frame `(q * T + t) // Q` (and, in
+            a batch, other clips). `"official"` does the same inside each clip, which is what the published numbers (batch of
+            one) use, and what converted weights need; `"per_frame"` gives every query its own frame's sound.
+        image_size (`int`), num_frames (`int`): side of the square input and frames per clip the weights were trained for.
+        class_weight, mask_weight, dice_weight (`float`): lambda of class, BCE and dice, in matching and loss.
+        consistency_weight (`float`): lambda of the inter-frame consistency (10 in every released configuration; the paper
+            has 5 for AVSS).
+        adaptive_consistency (`bool`): weigh d = 1 - cos by exp(-d) (L_ada); off: plain cosine distance.
+        consistency_window (`int` or `None`): the clip is cut into windows of so many frames, pairs across two windows do not
+            count (release: 5, hence a 10-frame clip counts as two halves). `None`: all neighbours of the clip.
+        no_object_weight (`float`): class weight of "no object".
+        train_num_points, oversample_ratio, importance_sample_ratio: point sampling of the mask losses.
+        id2label (`dict`): class names; index 0 is the background, which is a predicted class. Default: two classes.
+
+    Raises:
+        ValueError: a value that no network can be built from.
+    """
+
+    model_type = "combo"
+
+    def __init__(
+        self,
+        backbone_config: dict | PretrainedConfig | None = None,
+        use_maskige: bool = True,
+        share_encoders: bool = False,
+        freeze_batch_norm: bool = True,
+        channel_reduction: int = 16,
+        audio_config: dict | None = None,
+        freeze_audio_encoder: bool = True,
+        hidden_dim: int = 256,
+        num_attention_heads: int = 8,
+        pixel_decoder_layers: int = 6,
+        pixel_decoder_points: int = 4,
+        pixel_decoder_feedforward_dim: int = 1024,
+        fusion: bool = True,
+        fusion_heads: int = 8,
+        fusion_dropout: float = 0.1,
+        fusion_gate_init: float = 1e-4,
+        audio_hidden_dim: int = 4096,
+        num_queries: int = 100,
+        decoder_layers: int = 9,
+        decoder_feedforward_dim: int = 2048,
+        audio_query_layout: str = "per_frame",
+        image_size: int = 224,
+        num_frames: int = 5,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        consistency_weight: float = 10.0,
+        adaptive_consistency: bool = True,
+        consistency_window: int | None = None,
+        no_object_weight: float = 0.1,
+        train_num_points: int = 12544,
+        oversample_ratio: float = 3.0,
+        importance_sample_ratio: float = 0.75,
+        **kwargs: Any,
+    ) -> None:
+        if backbone_config is None:
+            backbone_config = BACKBONES["r50"]
+        if isinstance(backbone_config, dict):
+            backbone_config = _build_backbone_config(backbone_config)
+        self.backbone_config = backbone_config
+        self.use_maskige = use_maskige
+        self.share_encoders = share_encoders
+        self.freeze_batch_norm = freeze_batch_norm
+        self.channel_reduction = channel_reduction
+        self.audio_config = {**copy.deepcopy(VGGISH), **(audio_config or {})}
+        self.freeze_audio_encoder = freeze_audio_encoder
+        self.hidden_dim = hidden_dim
+        self.num_attention_heads = num_attention_heads
+        self.pixel_decoder_layers = pixel_decoder_layers
+        self.pixel_decoder_points = pixel_decoder_points
+        self.pixel_decoder_feedforward_dim = pixel_decoder_feedforward_dim
+        self.fusion = fusion
+        self.fusion_heads = fusion_heads
+        self.fusion_dropout = fusion_dropout
+        self.fusion_gate_init = fusion_gate_init
+        self.audio_hidden_dim = audio_hidden_dim
+        self.num_queries = num_queries
+        self.decoder_layers = decoder_layers
+        self.decoder_feedforward_dim = decoder_feedforward_dim
+        self.audio_query_layout = audio_query_layout
+        self.image_size = image_size
+        self.num_frames = num_frames
+        self.class_weight = class_weight
+        self.mask_weight = mask_weight
+        self.dice_weight = dice_weight
+        self.consistency_weight = consistency_weight
+        self.adaptive_consistency = adaptive_consistency
+        self.consistency_window = consistency_window
+        self.no_object_weight = no_object_weight
+        self.train_num_points = train_num_points
+        self.oversample_ratio = oversample_ratio
+        self.importance_sample_ratio = importance_sample_ratio
+        if kwargs.get("id2label") is None and "num_labels" not in kwargs:
+            kwargs["id2label"] = dict(enumerate(BINARY_CLASSES))
+            kwargs["label2id"] = {name: index for index, name in enumerate(BINARY_CLASSES)}
+        super().__init__(**kwargs)
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ValueError` where the values contradict each other; names the field, the value and what fits."""
+        if self.audio_query_layout not in ("per_frame", "official"):
+            raise ValueError(f"audio_query_layout is {self.audio_query_layout!r}; use 'per_frame' or 'official'.")
+        if self.decoder_layers % 3 or self.decoder_layers < 3:
+            raise ValueError(f"decoder_layers is {self.decoder_layers}; the decoder visits 3 scales: use 3, 6, 9, ...")
+        for heads in ("num_attention_heads", "fusion_heads"):
+            if self.hidden_dim % getattr(self, heads):
+                raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of {heads} {getattr(self, heads)}.")
+        if self.hidden_dim % 4:
+            raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 4 (sine positions of x and y).")
+        if self.image_size % 32 or self.image_size < 64:
+            raise ValueError(f"image_size {self.image_size} must be a multiple of 32 and at least 64.")
+        if self.consistency_window is not None and self.consistency_window < 2:
+            raise ValueError(f"consistency_window is {self.consistency_window}; use None or at least 2 frames.")
+        if self.num_labels < 2:
+            raise ValueError(f"{self.num_labels} label(s); the background (index 0) and at least one class are needed.")
+        missing = {"channels", "hidden_sizes", "embedding_size"} - set(self.audio_config)
+        if missing or len(self.audio_config["channels"]) != 4:
+            raise ValueError(f"audio_config needs 4 blocks of channels, hidden_sizes and embedding_size: {self.audio_config}")
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> ComboConfig:
+        """Configuration by name: `{r50, pvtv2-b5}-{s4, ms3, avss}` as released, or `tiny`.
+
+        Args:
+            name: for example `"pvtv2-b5-avss"`.
+            **overrides: fields that replace the preset's.
+
+        Raises:
+            ValueError: unknown name; the message lists the known ones.
+        """
+        if name == "tiny":
+            return cls(**{"backbone_config": BACKBONES["tiny"], **TINY, **overrides})
+        backbone, _, subset = name.rpartition("-")
+        if backbone not in ("r50", "pvtv2-b5") or subset not in SUBSETS:
+            raise ValueError(f"unknown preset {name!r}; known: {', '.join(preset_names())}.")
+        facts = SUBSETS[subset]
+        values = {
+            "backbone_config": BACKBONES[backbone],
+            "num_frames": facts["num_frames"],
+            "consistency_window": facts["consistency_window"],
+            "id2label": dict(enumerate(facts["classes"])),
+            "label2id": {label: index for index, label in enumerate(facts["classes"])},
+        }
+        return cls(**{**values, **overrides})
+
+
+def preset_names() -> list[str]:
+    """Names that `ComboConfig.from_preset` takes."""
+    return [f"{backbone}-{subset}" for backbone in ("r50", "pvtv2-b5") for subset in SUBSETS] + ["tiny"]
+
+
+def _build_backbone_config(values: dict) -> PretrainedConfig:
+    values = copy.deepcopy(values)
+    model_type = values.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
+    values.setdefault("out_features", STAGES)
+    return CONFIG_MAPPING[model_type].from_dict(values)

@@ -1,0 +1,211 @@
+"""Losses of COMBO: Hungarian matching, class, mask (BCE and dice on sampled points), adaptive inter-frame consistency.
+
+Mask2Former's criterion (targets: one binary mask per class present in an annotated frame, background included) with deep
+supervision of the learned queries and every layer, plus L_ada (paper section 3.5) on all predictions but the last. The matching
+of all layers and frames is brought to the CPU in one transfer; the masks of all layers share one call per loss.
+
+Axes: L predictions, A annotated frames, F packed frames, Q queries, K classes, P points, R matched pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as nnf
+from torch import nn
+
+
+class ComboLoss(nn.Module):
+    """`(predictions, targets) -> {name: weighted loss}`; the sum of the dict is the training loss.
+
+    Points are drawn by `draw_points`, which tests (and importance experiments) may override.
+    """
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.config = config
+
+    def draw_points(self, kind: str, masks: int, count: int, device: torch.device) -> torch.Tensor:
+        """Sample positions (masks, count, 2) as (x, y) in [0, 1]. kind: "matching" (masks = annotated frames),
+        "candidates" or "random" (masks = matched pairs of all layers)."""
+        return torch.rand(masks, count, 2, device=device)
+
+    def forward(
+        self,
+        predictions: list[tuple[torch.Tensor, torch.Tensor]],
+        mask_labels: list[torch.Tensor],
+        class_labels: list[torch.Tensor],
+        label_frames: torch.Tensor,
+        num_frames: list[int],
+    ) -> dict[str, torch.Tensor]:
+        """Args:
+            predictions: (class logits (F, Q, K + 1), mask logits (F, Q, h, w)) of the learned queries and all layers.
+            mask_labels, class_labels: per annotated frame (C_i, H, W) and (C_i,).
+            label_frames: (F,) bool, which frames they belong to. num_frames: frames per clip.
+        """
+        weights = self.config
+        classes = [logits[label_frames] for logits, _ in predictions]  # L x (A, Q, K + 1)
+        masks = [logits[label_frames].float() for _, logits in predictions]  # L x (A, Q, h, w)
+        matches = self.match(classes, masks, mask_labels, class_labels)
+        total_masks = self._average_number_of_masks(class_labels, label_frames.device)
+        mask_losses, dice_losses = self._mask_losses(masks, mask_labels, matches, total_masks)
+        last = len(predictions) - 1
+        losses: dict[str, torch.Tensor] = {}
+        for layer in [last, *range(last)]:
+            suffix = "" if layer == last else f"_{layer}"
+            losses[f"loss_class{suffix}"] = weights.class_weight * self._class_loss(
+                classes[layer], class_labels, matches[layer]
+            )
+            losses[f"loss_mask{suffix}"] = weights.mask_weight * mask_losses[layer]
+            losses[f"loss_dice{suffix}"] = weights.dice_weight * dice_losses[layer]
+        if weights.consistency_weight:
+            for layer in range(last):
+                losses[f"loss_consistency_{layer}"] = weights.consistency_weight * consistency_loss(
+                    predictions[layer][1], num_frames, weights.consistency_window, weights.adaptive_consistency
+                )
+        return losses
+
+    @torch.no_grad()
+    def match(
+        self,
+        classes: list[torch.Tensor],
+        masks: list[torch.Tensor],
+        mask_labels: list[torch.Tensor],
+        class_labels: list[torch.Tensor],
+    ) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """Hungarian matching of every layer and annotated frame: L lists of A pairs (query indices, target indices)."""
+        try:
+            from scipy.optimize import linear_sum_assignment
+        except ImportError as error:
+            raise ImportError("training needs scipy for the Hungarian matching: pip install scipy") from error
+        frames, device = len(mask_labels), masks[0].device
+        widest = max((len(labels) for labels in class_labels), default=0)
+        if widest == 0:
+            empty = torch.empty(0, dtype=torch.long, device=device)
+            return [[(empty, empty)] * frames for _ in masks]
+        labels = torch.zeros(frames, widest, dtype=torch.long, device=device)
+        targets = torch.zeros(frames, widest, *mask_labels[0].shape[-2:], device=device)
+        for index, (frame_masks, frame_classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
+            labels[index, : len(frame_classes)] = frame_classes
+            targets[index, : len(frame_classes)] = frame_masks.to(targets)
+        costs = torch.stack(
+            [self._costs(logits, maps, targets, labels) for logits, maps in zip(classes, masks, strict=True)]
+        )  # (L, A, Q, C)
+        costs = costs.cpu().numpy()
+        pairs = []
+        for layer in costs:
+            assigned = [linear_sum_assignment(cost[:, : len(c)]) for cost, c in zip(layer, class_labels, strict=True)]
+            pairs.append([tuple(torch.as_tensor(i, device=device) for i in pair) for pair in assigned])
+        return pairs
+
+    def _costs(
+        self, logits: torch.Tensor, maps: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Class, BCE and dice cost of one layer: (A, Q, C). Points are shared by all masks of a frame."""
+        weights = self.config
+        points = self.draw_points("matching", len(maps), weights.train_num_points, maps.device)
+        predicted = sample_points(maps, points)  # (A, Q, P)
+        wanted = sample_points(targets, points).transpose(1, 2)  # (A, P, C)
+        probability = logits.float().softmax(-1)  # (A, Q, K + 1)
+        cost_class = -probability.gather(2, labels[:, None].expand(-1, logits.shape[1], -1))
+        inside = nnf.softplus(-predicted) @ wanted
+        outside = nnf.softplus(predicted) @ (1 - wanted)
+        cost_mask = (inside + outside) / points.shape[1]
+        sigmoid = predicted.sigmoid()
+        overlap = 2 * (sigmoid @ wanted)
+        cost_dice = 1 - (overlap + 1) / (sigmoid.sum(-1)[..., None] + wanted.sum(1)[:, None] + 1)
+        cost = weights.class_weight * cost_class + weights.mask_weight * cost_mask + weights.dice_weight * cost_dice
+        return torch.nan_to_num(cost, nan=0.0, posinf=1e10, neginf=-1e10)
+
+    def _class_loss(
+        self, logits: torch.Tensor, class_labels: list[torch.Tensor], matches: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> torch.Tensor:
+        """Cross entropy over K classes and "no object" (index K, weight 0.1): scalar."""
+        no_object = logits.shape[-1] - 1
+        target = torch.full(logits.shape[:2], no_object, dtype=torch.long, device=logits.device)
+        for frame, (queries, wanted) in enumerate(matches):
+            target[frame, queries] = class_labels[frame][wanted].to(target)
+        class_weights = torch.ones(no_object + 1, device=logits.device)
+        class_weights[no_object] = self.config.no_object_weight
+        return nnf.cross_entropy(logits.float().transpose(1, 2), target, class_weights)
+
+    def _mask_losses(
+        self,
+        masks: list[torch.Tensor],
+        mask_labels: list[torch.Tensor],
+        matches: list[list[tuple[torch.Tensor, torch.Tensor]]],
+        total_masks: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """BCE and dice of every layer on sampled points, each (L,)."""
+        frames = len(mask_labels)
+        chosen = [
+            torch.stack([maps[frame, query] for frame in range(frames) for query in pairs[frame][0]])
+            if any(len(queries) for queries, _ in pairs)
+            else maps.new_zeros(0, *maps.shape[-2:])
+            for maps, pairs in zip(masks, matches, strict=True)
+        ]
+        wanted = [
+            torch.cat([labels[order].to(masks[0]) for labels, (_, order) in zip(mask_labels, pairs, strict=True)])
+            for pairs in matches
+        ]
+        layers, each = len(masks), len(wanted[0])
+        if each == 0:
+            nothing = torch.stack([maps.sum() * 0 for maps in masks])
+            return nothing, nothing
+        source = torch.cat(chosen)[:, None]  # (L * R, 1, h, w)
+        target = torch.cat(wanted)[:, None]  # (L * R, 1, H, W)
+        with torch.no_grad():
+            points = self._uncertain_points(source)
+            labels = sample_points(target, points)[:, 0]  # (L * R, P)
+        logits = sample_points(source, points)[:, 0]
+        bce = nnf.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+        sigmoid = logits.sigmoid()
+        dice = 1 - (2 * (sigmoid * labels).sum(1) + 1) / (sigmoid.sum(1) + labels.sum(1) + 1)
+        return bce.view(layers, each).sum(1) / total_masks, dice.view(layers, each).sum(1) / total_masks
+
+    def _uncertain_points(self, logits: torch.Tensor) -> torch.Tensor:
+        """PointRend's sampling: of oversampled candidates those with the smallest |logit|, then uniform ones."""
+        weights, pairs = self.config, len(logits)
+        candidates = int(weights.train_num_points * weights.oversample_ratio)
+        kept = int(weights.train_num_points * weights.importance_sample_ratio)
+        points = self.draw_points("candidates", pairs, candidates, logits.device)
+        uncertainty = -sample_points(logits, points)[:, 0].abs()
+        index = uncertainty.topk(kept, dim=1).indices
+        points = points.gather(1, index[..., None].expand(-1, -1, 2))
+        random = self.draw_points("random", pairs, weights.train_num_points - kept, logits.device)
+        return torch.cat([points, random], dim=1)
+
+    @staticmethod
+    def _average_number_of_masks(class_labels: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+        """Target masks of the batch, averaged over processes, at least 1."""
+        count = torch.tensor(float(sum(len(labels) for labels in class_labels)), device=device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(count)
+            count = count / torch.distributed.get_world_size()
+        return count.clamp(min=1)
+
+
+def consistency_loss(
+    masks: torch.Tensor, num_frames: list[int], window: int | None, adaptive: bool
+) -> torch.Tensor:
+    """L_ada: mean over neighbouring frames of d exp(-d), d = 1 - cos of all Q mask logits of the two frames.
+
+    Args: masks (F, Q, h, w); num_frames: frames per clip; window: pairs across windows of so many frames do not count;
+    adaptive: False gives the plain mean of d. Clips of one frame have no pair; no pair at all gives 0.
+    """
+    flat = masks.float().flatten(1)  # (F, Q * h * w)
+    first = []
+    start = 0
+    for frames in num_frames:
+        first += [start + t for t in range(frames - 1) if window is None or (t + 1) % window]
+        start += frames
+    if not first:
+        return flat.sum() * 0
+    index = torch.tensor(first, device=masks.device)
+    distance = 1 - nnf.cosine_similarity(flat[index], flat[index + 1], dim=1)
+    return (distance * (-distance).exp() if adaptive else distance).mean()
+
+
+def sample_points(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Bilinear values of maps (N, C, h, w) at points (N, P, 2) in [0, 1] (zeros outside): (N, C, P)."""
+    grid = 2.0 * points[:, :, None] - 1.0  # (N, P, 1, 2)
+    return nnf.grid_sample(maps, grid.to(maps), mode="bilinear", padding_mode="zeros", align_corners=False)[..., 0]

@@ -1,0 +1,130 @@
+"""Encoders of COMBO: the Siam-Encoder Module over frame and Maskige, and VGGish over the log-mel.
+
+Paper section 3.2 (Siam-Encoder Module, channel weights) and 3.1 (audio). Frame and Maskige go through two backbones of one
+architecture; per level the Maskige's features are weighted by channel and added to the frame's. Departures: one module serves
+both inputs when `share_encoders` is set, and then frame and Maskige travel in one batch.
+
+Axes: F packed frames, C channels, H W image, D audio embedding. See modeling_combo.py for the alphabet.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import AutoBackbone
+
+
+class ComboChannelWeights(nn.Module):
+    """a = sigmoid(W2 relu(W1 GAP(x))): one weight per channel and frame, from the Maskige features alone."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        pooled = features.mean(dim=(2, 3))  # (F, C)
+        return self.fc2(self.fc1(pooled).relu()).sigmoid()[:, :, None, None]  # (F, C, 1, 1)
+
+
+class ComboSiamEncoder(nn.Module):
+    """Frames and Maskiges -> four feature maps, strides 4 to 32: F_l = F_v + a_l * F_m.
+
+    `maskige_backbone` is `None` when the encoders are shared (one module, so that safetensors holds it once) or when the
+    Maskige is not used.
+    """
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.freeze_batch_norm = config.freeze_batch_norm
+        self.use_maskige = config.use_maskige
+        self.backbone = build_backbone(config)
+        self.channels: list[int] = list(self.backbone.channels)
+        self.maskige_backbone = None
+        self.channel_weights = None
+        if config.use_maskige:
+            if not config.share_encoders:
+                self.maskige_backbone = build_backbone(config)
+            self.channel_weights = nn.ModuleList(
+                ComboChannelWeights(channels, config.channel_reduction) for channels in self.channels
+            )
+
+    def train(self, mode: bool = True) -> ComboSiamEncoder:
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(
+        self, pixel_values: torch.Tensor, maskige_values: torch.Tensor | None
+    ) -> tuple[torch.Tensor, ...]:
+        """Args: pixel_values (F, 3, H, W); maskige_values (F, 3, H, W) or None.
+        Returns: four maps (F, C_l, H / 2^(l+1), W / 2^(l+1)), l = 1..4."""
+        if not self.use_maskige:
+            return tuple(self.backbone(pixel_values).feature_maps)
+        if self.maskige_backbone is None:
+            both = self.backbone(torch.cat([pixel_values, maskige_values])).feature_maps  # (2F, C_l, ., .)
+            frame_maps, maskige_maps = zip(*(maps.chunk(2) for maps in both), strict=True)
+        else:
+            frame_maps = self.backbone(pixel_values).feature_maps
+            maskige_maps = self.maskige_backbone(maskige_values).feature_maps
+        return tuple(
+            frame + weights(maskige) * maskige
+            for frame, maskige, weights in zip(frame_maps, maskige_maps, self.channel_weights, strict=True)
+        )
+
+
+def build_backbone(config) -> nn.Module:
+    """`AutoBackbone` with the two facts in which transformers' ports differ from what COMBO was trained with.
+
+    PVTv2: layer norms inside attention and patch embedding have eps 1e-5 in the original (1e-6 elsewhere); transformers uses
+    one value. ResNet: batch norm is frozen, so its affine parameters are not trained.
+    """
+    backbone = AutoBackbone.from_config(config.backbone_config)
+    if config.backbone_config.model_type == "pvt_v2":
+        for name, module in backbone.named_modules():
+            if name.endswith(("patch_embedding.layer_norm", "attention.layer_norm")):
+                module.eps = 1e-5
+    if config.freeze_batch_norm:
+        for module in backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+    return backbone
+
+
+class ComboVGGish(nn.Module):
+    """VGGish: log-mel example (96, 64) -> embedding (D,), ReLU after every layer, the last too; no PCA.
+
+    Four blocks of 3x3 convolutions, each ended by a 2x2 max pooling; then fully connected layers over (time, band, channel)
+    flattened in that order.
+    """
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.frozen = config.freeze_audio_encoder
+        sizes = config.audio_config
+        layers: list[nn.Module] = []
+        channels_in = 1
+        for block in sizes["channels"]:
+            for channels in block:
+                layers += [nn.Conv2d(channels_in, channels, kernel_size=3, padding=1), nn.ReLU()]
+                channels_in = channels
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        dense: list[nn.Module] = []
+        width_in = channels_in * (96 // 16) * (64 // 16)
+        for width in [*sizes["hidden_sizes"], sizes["embedding_size"]]:
+            dense += [nn.Linear(width_in, width), nn.ReLU()]
+            width_in = width
+        self.embeddings = nn.Sequential(*dense)
+        if self.frozen:
+            self.requires_grad_(False)
+
+    def forward(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Args: input_features (F, 1, 96, 64) log-mel. Returns: (F, D), not negative."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            maps = self.features(input_features)  # (F, C, 6, 4)
+            return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))  # (F, 6 * 4 * C) -> (F, D)
