@@ -58,7 +58,7 @@ SUBSETS: dict[str, dict[str, Any]] = {
 
 # Small enough to train on a laptop and to ship: the same parts, fewer of each. Trained from scratch, hence no frozen parts.
 TINY: dict[str, Any] = {
-    "image_size": 128,
+    "image_size": 96,
     "audio_config": {"channels": [[16], [24], [32], [48]], "hidden_sizes": [128], "embedding_size": 64},
     "freeze_audio_encoder": False,
     "freeze_batch_norm": False,
@@ -73,6 +73,7 @@ TINY: dict[str, Any] = {
     "decoder_layers": 3,
     "decoder_feedforward_dim": 128,
     "train_num_points": 1024,
+    "consistency_weight": 2.0,
 }
 
 

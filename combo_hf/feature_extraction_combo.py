@@ -1,0 +1,243 @@
+"""Waveform -> VGGish log-mel examples, one per second of a clip.
+
+Implements the VGGish front end (Hershey et al., ICASSP 2017): 16 kHz mono, 25 ms periodic Hann window, 10 ms hop,
+512-point magnitude spectrum, 64 HTK mel bands from 125 to 7500 Hz with triangles linear in mel, log(x + 0.01),
+examples of 96 frames (0.96 s) without overlap. So example i begins at 0.96 * i seconds, not at i: in a clip of 5 or
+10 s it lies within its second or up to 0.4 s before it. That is what AVSBench and the published weights use. Cut
+longer films into such clips.
+
+Departure: a clip too short for its number of examples is continued with silence before the spectrum is taken (as
+silence sounds: log 0.01), where the release gives fewer examples (S4, MS3) or appends zeros to the log-mel (AVSS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.audio_utils import mel_filter_bank
+
+
+SAMPLING_RATE = 16000  # Hz
+WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples
+HOP_LENGTH = SAMPLING_RATE * 10 // 1000  # samples
+FFT_LENGTH = 512
+NUM_MEL_BINS = 64
+MEL_RANGE = (125.0, 7500.0)  # Hz
+LOG_OFFSET = 0.01
+EXAMPLE_FRAMES = 96  # spectrum frames of one example: 0.96 s
+
+# The windowed sinc of resampy's "kaiser_best", with which AVSBench's sounds were brought to 16 kHz.
+RESAMPLING = {
+    "lowpass_filter_width": 64,
+    "rolloff": 0.9475937167399596,
+    "resampling_method": "sinc_interp_kaiser",
+    "beta": 14.769656459379492,
+}
+RATE_STEP = 25  # Hz
+MAX_SAMPLING_RATE = 768000  # Hz
+MAX_FLOAT_PEAK = 1000.0
+CHUNK_EXAMPLES = 64  # bounds the memory of an hour of sound
+
+PCM_SCALE = {"int16": (0.0, 2.0**15), "int32": (0.0, 2.0**31), "uint8": (128.0, 2.0**7)}
+
+
+def samples_for(num_examples: int) -> int:
+    """Samples at 16 kHz that `num_examples` log-mel examples need (5 examples: 77,040 samples = 4.815 s)."""
+    return (num_examples * EXAMPLE_FRAMES - 1) * HOP_LENGTH + WINDOW_LENGTH
+
+
+class ComboFeatureExtractor(SequenceFeatureExtractor):
+    r"""Turns mono or multi-channel sound of any sampling rate into VGGish log-mel examples.
+
+    Args:
+        feature_size (`int`, *optional*, defaults to 64): mel bands; VGGish has 64 and no other value is accepted.
+        sampling_rate (`int`, *optional*, defaults to 16000): rate in Hz of the spectrum; VGGish has 16000, likewise.
+        padding_value (`float`, *optional*, defaults to 0.0): sample value that continues a sound that is too short.
+
+    Raises:
+        ValueError: `feature_size` or `sampling_rate` is not VGGish's.
+    """
+
+    model_input_names = ["input_features"]
+
+    def __init__(
+        self,
+        feature_size: int = NUM_MEL_BINS,
+        sampling_rate: int = SAMPLING_RATE,
+        padding_value: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if feature_size != NUM_MEL_BINS or sampling_rate != SAMPLING_RATE:
+            raise ValueError(
+                f"VGGish wants {NUM_MEL_BINS} mel bands at {SAMPLING_RATE} Hz, got feature_size={feature_size}, "
+                f"sampling_rate={sampling_rate}; leave both out. The rate of a sound is an argument of the call."
+            )
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        num_frames: int | Sequence[int] | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Compute the log-mel examples of one sound or of several.
+
+        Args:
+            raw_speech: one waveform or a list of them: numpy array, torch tensor or list of floats, (N,) or with
+                channels (N, C) or (C, N) (the shorter axis is the channels, which are averaged); floats in [-1, 1] or
+                PCM integers (int16, int32, uint8).
+            sampling_rate (`int`): rate of every waveform in Hz. No default: a wrong rate goes unnoticed otherwise.
+            num_frames (`int` or list of `int`, *optional*): examples per waveform, = frames of the clip at one a
+                second. Sound beyond them is not used, missing sound is silence. Default: the duration in seconds,
+                rounded, at least 1.
+            return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
+
+        Returns:
+            [`BatchFeature`] with `input_features` (F, 1, 96, 64) float32, F = sum of `num_frames`.
+
+        Raises:
+            ValueError: rate missing or impossible; a waveform is empty, not finite, of wrong rank, or looks unscaled;
+                `num_frames` does not fit the waveforms.
+            TypeError: a waveform is not numeric.
+            ImportError: another rate than 16 kHz and no torchaudio.
+        """
+        rate = _check_rate(sampling_rate)
+        waveforms = list(raw_speech) if _is_batch(raw_speech) else [raw_speech]
+        if not waveforms:
+            raise ValueError("No sound: wanted a waveform or a list of waveforms, got an empty list.")
+        counts = _example_counts(num_frames, len(waveforms))
+        features = []
+        for index, (waveform, count) in enumerate(zip(waveforms, counts, strict=True)):
+            mono = _resample(to_mono(waveform, name=f"audio[{index}]"), rate)
+            features.append(self.log_mel(mono, count or max(1, round(len(mono) / SAMPLING_RATE))))
+        return BatchFeature({"input_features": torch.cat(features)}, tensor_type=return_tensors)
+
+    def log_mel(self, waveform: torch.Tensor, num_examples: int) -> torch.Tensor:
+        """Log-mel examples of one 16 kHz waveform.
+
+        Args:
+            waveform (`torch.Tensor` of shape `(N,)`): mono, 16 kHz, any length.
+            num_examples (`int`): T.
+
+        Returns:
+            `torch.Tensor` (T, 1, 96, 64) float32: natural logarithm of mel magnitude + 0.01.
+        """
+        missing = samples_for(num_examples) - len(waveform)
+        if missing > 0:
+            waveform = torch.nn.functional.pad(waveform, (0, missing), value=self.padding_value)
+        filters = torch.from_numpy(_mel_filters())
+        window = torch.hann_window(WINDOW_LENGTH, periodic=True, dtype=torch.float64)
+        chunks = []
+        for first in range(0, num_examples, CHUNK_EXAMPLES):
+            count = min(CHUNK_EXAMPLES, num_examples - first)
+            begin = first * EXAMPLE_FRAMES * HOP_LENGTH
+            piece = waveform[begin : begin + samples_for(count)].to(torch.float64)
+            spectrum = torch.fft.rfft(piece.unfold(0, WINDOW_LENGTH, HOP_LENGTH) * window, FFT_LENGTH).abs()
+            chunks.append(torch.log(spectrum @ filters + LOG_OFFSET).float())  # (96 * count, 64)
+        return torch.cat(chunks).view(num_examples, 1, EXAMPLE_FRAMES, NUM_MEL_BINS)
+
+
+def to_mono(waveform: Any, name: str = "audio") -> torch.Tensor:
+    """Check one waveform and average its channels.
+
+    Args:
+        waveform: array, tensor or list, (N,), (N, C) or (C, N); float in [-1, 1] or PCM integers.
+        name (`str`): how to call it in an error.
+
+    Returns:
+        `torch.Tensor` (N,) float64.
+
+    Raises:
+        ValueError: empty, wrong rank, not finite, or floats far outside [-1, 1].
+        TypeError: not numeric.
+    """
+    array = waveform.detach().cpu().numpy() if isinstance(waveform, torch.Tensor) else np.asarray(waveform)
+    if array.ndim == 2:
+        if array.shape[0] == array.shape[1]:
+            raise ValueError(f"{name}: cannot tell channels from samples in shape {array.shape}; pass it as (N,).")
+        channels = 0 if array.shape[0] < array.shape[1] else 1
+    elif array.ndim != 1:
+        raise ValueError(f"{name}: wanted samples of shape (N,) or (N, channels), got shape {array.shape}.")
+    if array.size == 0:
+        raise ValueError(
+            f"{name}: no samples (shape {array.shape}). For a silent clip pass zeros, e.g. np.zeros(80000)."
+        )
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+    elif array.dtype.name in PCM_SCALE:
+        offset, scale = PCM_SCALE[array.dtype.name]
+        array = (array.astype(np.float64) - offset) / scale
+    else:
+        raise TypeError(
+            f"{name}: wanted float samples in [-1, 1] or PCM of type {', '.join(PCM_SCALE)}, got {array.dtype}; convert it."
+        )
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise ValueError(
+            f"{name}: {bad} of {array.size} samples are NaN or infinite; replace them, e.g. np.nan_to_num."
+        )
+    peak = float(np.abs(array).max())
+    if peak > MAX_FLOAT_PEAK:
+        raise ValueError(f"{name}: floats up to {peak:.0f}, wanted [-1, 1]; divide PCM values by 32768.")
+    return torch.from_numpy(array.mean(axis=channels) if array.ndim == 2 else array)
+
+
+def _mel_filters() -> np.ndarray:
+    """VGGish's mel matrix (257, 64) float64. Built on each use: nothing to save, nothing to lose when loading."""
+    return mel_filter_bank(
+        num_frequency_bins=FFT_LENGTH // 2 + 1,
+        num_mel_filters=NUM_MEL_BINS,
+        min_frequency=MEL_RANGE[0],
+        max_frequency=MEL_RANGE[1],
+        sampling_rate=SAMPLING_RATE,
+        norm=None,
+        mel_scale="htk",
+        triangularize_in_mel_space=True,
+    )
+
+
+def _is_batch(raw_speech: Any) -> bool:
+    return isinstance(raw_speech, (list, tuple)) and not (len(raw_speech) > 0 and np.isscalar(raw_speech[0]))
+
+
+def _check_rate(sampling_rate: int | None) -> int:
+    if sampling_rate is None:
+        raise ValueError(
+            "sampling_rate is missing: say at how many Hz the audio was sampled, e.g. sampling_rate=16000."
+        )
+    if isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate:
+        raise ValueError(f"sampling_rate: wanted a whole number of Hz, got {sampling_rate!r}.")
+    if not 1000 <= sampling_rate <= MAX_SAMPLING_RATE:
+        raise ValueError(f"sampling_rate: wanted 1000 to {MAX_SAMPLING_RATE} Hz, got {sampling_rate}.")
+    return int(sampling_rate)
+
+
+def _example_counts(num_frames: int | Sequence[int] | None, num_waveforms: int) -> list[int | None]:
+    if num_frames is None:
+        return [None] * num_waveforms
+    whole = np.isscalar(num_frames) or (isinstance(num_frames, torch.Tensor) and num_frames.ndim == 0)
+    counts = [int(num_frames)] * num_waveforms if whole else [int(count) for count in num_frames]
+    if len(counts) != num_waveforms:
+        raise ValueError(f"num_frames has {len(counts)} entries for {num_waveforms} waveforms; give one for each.")
+    if min(counts) < 1:
+        raise ValueError(f"num_frames: wanted at least 1 for every clip, got {counts}.")
+    return counts
+
+
+def _resample(waveform: torch.Tensor, rate: int) -> torch.Tensor:
+    """Bring (N,) to 16 kHz. A rate that is no multiple of 25 Hz is rounded to one: a filter bank of gigabytes else."""
+    if rate == SAMPLING_RATE:
+        return waveform
+    try:
+        from torchaudio.functional import resample
+    except (ImportError, OSError, RuntimeError) as error:  # a torchaudio built for another torch raises the latter two
+        raise ImportError(
+            f"Sound of {rate} Hz has to be resampled to {SAMPLING_RATE} Hz, which needs a torchaudio that fits torch "
+            f"{torch.__version__}: pip install 'torch>=2.11,<2.15' 'torchaudio==2.11.*'. Or pass sound of 16 kHz."
+        ) from error
+    return resample(waveform, RATE_STEP * round(rate / RATE_STEP), SAMPLING_RATE, **RESAMPLING)

@@ -1,0 +1,250 @@
+"""Pictures of a result: overlays, heat maps, contact sheets and a sentence that says what sounds when.
+
+Everything here takes what [`AudioVisualSegmentationPipeline`] returns (with `return_maps=True` for heat maps and contact
+sheets) and needs Pillow and numpy only. H W are the height and width of the source.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+BACKGROUND = (24, 26, 31)
+INK = (232, 234, 238)
+FAINT = (134, 140, 150)
+# Dark violet over red to pale yellow: lightness grows steadily, so the map also reads in grey.
+HEAT_ANCHORS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
+GOLDEN_RATIO = 0.618033988749895
+ROWS = (("frame", "image"), ("Maskige", "maskige"), ("heat map", "heat_map"), ("mask", "label_map"))
+
+
+def class_colors(num_labels: int) -> np.ndarray:
+    """Colour of every class, uint8 `(num_labels, 3)`: black for the background, neighbours far apart in hue.
+
+    Raises:
+        ValueError: fewer than one label.
+    """
+    if num_labels < 1:
+        raise ValueError(f"num_labels is {num_labels}; at least the background is needed.")
+    colors = [(0, 0, 0)]
+    for index in range(1, num_labels):
+        hue = (0.95 + (index - 1) * GOLDEN_RATIO) % 1.0
+        saturation, value = ((0.80, 1.0), (0.55, 0.95), (0.95, 0.75))[index % 3]
+        colors.append(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)))
+    return np.array(colors, dtype=np.uint8)
+
+
+def overlay(
+    image: Image.Image, label_map: np.ndarray, colors: np.ndarray | None = None, alpha: float = 0.5
+) -> Image.Image:
+    """The picture with every non-background pixel tinted in the colour of its class.
+
+    Args:
+        image: the frame.
+        label_map: `(H, W)` class indices at the size of the frame.
+        colors: `(K, 3)` uint8; default [`class_colors`].
+        alpha: share of the colour, 0 to 1.
+
+    Raises:
+        ValueError: sizes differ, a class without a colour, or alpha out of range.
+    """
+    label_map = np.asarray(label_map)
+    if label_map.shape != (image.height, image.width):
+        raise ValueError(f"label_map {label_map.shape} must be (H, W) = {(image.height, image.width)} of the image.")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is {alpha}; use 0 (picture only) to 1 (colour only).")
+    highest = int(label_map.max(initial=0))
+    colors = class_colors(highest + 1) if colors is None else np.asarray(colors)
+    if highest >= len(colors):
+        raise ValueError(f"label_map holds class {highest}, but there are only {len(colors)} colours.")
+    pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
+    share = np.where(label_map > 0, np.float32(alpha), np.float32(0))[..., None]  # (H, W, 1)
+    tinted = pixels * (1 - share) + colors[label_map].astype(np.float32) * share
+    return Image.fromarray(tinted.round().astype(np.uint8))
+
+
+def heat_map(image: Image.Image | None, scores: np.ndarray, alpha: float = 0.7) -> Image.Image:
+    """How much each pixel sounds: dark violet (0) over red to pale yellow (1).
+
+    Args:
+        image: the frame below, or `None` for the bare map.
+        scores: `(H, W)` in 0..1; values outside are clipped, not-a-number counts as 0.
+        alpha: share of the map where the score is 1; it fades with the score, so that quiet parts stay visible.
+
+    Raises:
+        ValueError: sizes differ.
+    """
+    scores = np.clip(np.nan_to_num(np.asarray(scores, dtype=np.float64)), 0, 1)
+    if scores.ndim != 2 or (image is not None and scores.shape != (image.height, image.width)):
+        wanted = "(H, W)" if image is None else f"(H, W) = {(image.height, image.width)} of the image"
+        raise ValueError(f"scores {scores.shape} must be {wanted}.")
+    stops = np.linspace(0, 1, len(HEAT_ANCHORS))
+    heat = np.stack([np.interp(scores, stops, HEAT_ANCHORS[:, channel]) for channel in range(3)], axis=-1)
+    if image is not None:
+        share = alpha * (0.35 + 0.65 * scores[..., None])  # (H, W, 1)
+        heat = np.asarray(image.convert("L"), dtype=np.float64)[..., None] * (1 - share) + heat * share
+    return Image.fromarray(heat.round().astype(np.uint8))
+
+
+def timeline(frames: Sequence[Mapping[str, Any]], fps: float = 1) -> list[tuple[str, float, float]]:
+    """Stretches of time in which a class sounds: `(label, start, end)` in seconds, in order of start.
+
+    Args:
+        frames: the `"frames"` of a result.
+        fps: its `"fps"`; a frame stands for the slot `1 / fps` around it.
+    """
+    stretches: list[tuple[str, float, float]] = []
+    running: dict[str, list[float]] = {}
+    for frame in frames:
+        start = np.floor(frame["timestamp"] * fps + 1e-6) / fps
+        for label in {segment["label"] for segment in frame["segments"]}:
+            if label in running and abs(running[label][1] - start) < 1e-3:
+                running[label][1] = start + 1 / fps
+            else:
+                if label in running:
+                    stretches.append((label, *running[label]))
+                running[label] = [start, start + 1 / fps]
+    stretches += [(label, *span) for label, span in running.items()]
+    return sorted(stretches, key=lambda stretch: (stretch[1], stretch[0]))
+
+
+def summarize(result: Mapping[str, Any]) -> str:
+    """What sounds when, as text: `"bell 0-2 s, car 3-5 s"`; `"nothing sounds"` where nothing was found."""
+    stretches = timeline(result["frames"], result.get("fps", 1))
+    return ", ".join(f"{label} {start:g}-{end:g} s" for label, start, end in stretches) or "nothing sounds"
+
+
+def contact_sheet(
+    result: Mapping[str, Any], waveform: np.ndarray | None = None, sampling_rate: int | None = None, tile: int = 200
+) -> Image.Image:
+    """One picture of a clip: a column per frame (frame, Maskige, heat map, mask), the sound and its labels below.
+
+    Args:
+        result: what the pipeline returned with `return_maps=True`.
+        waveform: `(N,)` the sound of these frames; default the result's own.
+        sampling_rate: of `waveform`; default the result's own.
+        tile: width of a picture in pixels.
+
+    Raises:
+        ValueError: no frames, or a result that was made without `return_maps=True`.
+    """
+    frames = result["frames"]
+    if not frames or "image" not in frames[0]:
+        raise ValueError("contact_sheet needs at least one frame and a result made with return_maps=True.")
+    if waveform is None:
+        waveform, sampling_rate = result.get("waveform"), result.get("sampling_rate")
+    names = _label_names(result)
+    colors = class_colors(max(len(names), 1 + max(int(frame["label_map"].max()) for frame in frames)))
+    rows = [(title, key) for title, key in ROWS if frames[0].get(key) is not None]
+    width, height = frames[0]["image"].size
+    cell = (tile, max(1, round(tile * height / width)))
+    # A portrait film would give sheets of metres; a cell is never higher than one and a half times its width.
+    cell = cell if cell[1] <= 1.5 * tile else (max(1, round(1.5 * tile * width / height)), round(1.5 * tile))
+    gap, left, top, wave, labels = 6, 84, 30, 90, _label_lines(frames) * 18 + 8
+    size = (left + len(frames) * (cell[0] + gap) + gap, top + len(rows) * (cell[1] + gap) + wave + gap + labels + 26)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for column, frame in enumerate(frames):
+        x = left + column * (cell[0] + gap)
+        _text(draw, (x + cell[0] // 2, 8), f"{frame['timestamp']:.2f} s", INK, 14, "ma")
+        for row, (_, key) in enumerate(rows):
+            sheet.paste(_cell(frame, key, colors).resize(cell), (x, top + row * (cell[1] + gap)))
+    for row, (title, _) in enumerate(rows):
+        _text(draw, (8, top + row * (cell[1] + gap) + cell[1] // 2), title, INK, 15, "lm")
+    y = top + len(rows) * (cell[1] + gap)
+    span = (left, left + len(frames) * (cell[0] + gap) - gap)
+    _draw_waveform(draw, waveform, (span[0], y, span[1], y + wave), result.get("has_audio", True))
+    _text(draw, (8, y + wave // 2), "sound", INK, 15, "lm")
+    _draw_labels(draw, frames, names, colors, (left, y + wave + gap), cell[0], gap)
+    _text(draw, (8, y + wave + gap + 2), "sounding", INK, 15)
+    _text(draw, (8, size[1] - 22), _fit(summarize(result), size[0] - 16, 14), FAINT, 14)
+    return sheet
+
+
+def _label_names(result: Mapping[str, Any]) -> dict[int, str]:
+    return {int(index): name for index, name in (result.get("labels") or {}).items()}
+
+
+def _label_lines(frames: Sequence[Mapping[str, Any]]) -> int:
+    return max(1, *(len(frame["segments"]) for frame in frames)) if frames else 1
+
+
+def _cell(frame: Mapping[str, Any], key: str, colors: np.ndarray) -> Image.Image:
+    if key == "heat_map":
+        return heat_map(frame["image"], frame["heat_map"])
+    if key == "label_map":
+        return overlay(frame["image"].convert("L").convert("RGB"), frame["label_map"], colors, alpha=0.65)
+    return frame[key].convert("RGB")
+
+
+def _draw_waveform(
+    draw: ImageDraw.ImageDraw, waveform: np.ndarray | None, box: tuple[int, int, int, int], has_audio: bool
+) -> None:
+    left, top, right, bottom = box
+    middle, half = (top + bottom) // 2, (bottom - top) // 2 - 2
+    draw.rectangle(box, fill=(34, 37, 44))
+    draw.line((left, middle, right, middle), fill=FAINT)
+    if waveform is None or not has_audio or not len(waveform):
+        _text(draw, ((left + right) // 2, middle), "no sound track: treated as silence", FAINT, 14, "mm")
+        return
+    samples = np.nan_to_num(np.asarray(waveform, dtype=np.float64))
+    peak = max(float(np.abs(samples).max()), 1e-3)  # a whisper is drawn as tall as a shout, digital silence stays flat
+    edges = np.linspace(0, len(samples), right - left + 1).astype(int)
+    for column in range(right - left):
+        part = samples[edges[column] : max(edges[column] + 1, edges[column + 1])]
+        if len(part):
+            span = (middle - half * part.max() / peak, middle - half * part.min() / peak)
+            draw.line((left + column, span[0], left + column, span[1]), fill=(110, 170, 220))
+
+
+def _draw_labels(
+    draw: ImageDraw.ImageDraw,
+    frames: Sequence[Mapping[str, Any]],
+    names: Mapping[int, str],
+    colors: np.ndarray,
+    origin: tuple[int, int],
+    width: int,
+    gap: int,
+) -> None:
+    indices = {name: index for index, name in names.items()}
+    for column, frame in enumerate(frames):
+        x = origin[0] + column * (width + gap)
+        for line, segment in enumerate(frame["segments"]):
+            y = origin[1] + line * 18
+            color = tuple(int(part) for part in colors[indices.get(segment["label"], 0)])
+            draw.rectangle((x, y + 3, x + 10, y + 13), fill=color)
+            _text(draw, (x + 15, y), _fit(f"{segment['label']} {segment['score']:.2f}", width - 15, 13), INK, 13)
+        if not frame["segments"]:
+            _text(draw, (x, origin[1]), "-", FAINT, 13)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def _text(
+    draw: ImageDraw.ImageDraw,
+    position: tuple[float, float],
+    text: str,
+    fill: tuple[int, int, int],
+    size: int,
+    anchor: str = "la",
+) -> None:
+    draw.text(position, text, fill=fill, font=_font(size), anchor=anchor)
+
+
+def _fit(text: str, width: int, size: int) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    font = _font(size)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
