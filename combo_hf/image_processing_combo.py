@@ -53,7 +53,7 @@ class ComboImageProcessor(PilBackend):
     r"""Prepares the pictures of COMBO and turns its predictions into label maps.
 
     Args:
-        size (`dict`, *optional*, defaults to `{"height": 224, "width": 224}`): input size in pixels.
+        size (`dict` or `int`, *optional*, defaults to `{"height": 224, "width": 224}`): input size in pixels.
         image_mean (`list[float]`, *optional*, defaults to `[123.675, 116.28, 103.53]`): mean of R, G, B on 0..255.
         image_std (`list[float]`, *optional*, defaults to `[58.395, 57.12, 57.375]`): standard deviation likewise.
         num_labels (`int`, *optional*): K, background included. If given, label maps with other ids are refused.
@@ -70,6 +70,9 @@ class ComboImageProcessor(PilBackend):
     num_labels = None
 
     def __init__(self, **kwargs: Any) -> None:
+        kwargs = {key: value for key, value in kwargs.items() if value is not None}
+        if isinstance(kwargs.get("size"), int):  # the base class would read it as the shortest edge
+            kwargs["size"] = {"height": kwargs["size"], "width": kwargs["size"]}
         super().__init__(**kwargs)
         for unused in ("crop_size", "pad_size"):  # the base class sets them, this processor does neither
             self.__dict__.pop(unused, None)
@@ -257,7 +260,8 @@ def to_label_map(labels: Any, num_labels: int | None = None, name: str = "segmen
         raise ValueError(f"{name}: wanted class ids of shape (H, W), got shape {array.shape}; colours are not ids.")
     if array.dtype.kind not in "biu" or array.min() < 0 or array.max() > IGNORE_INDEX:
         raise ValueError(
-            f"{name}: wanted integer class ids 0..254 (255 = ignored), got {array.dtype} from {array.min()} to {array.max()}."
+            f"{name}: wanted integer class ids 0..254 (255 = ignored), got {array.dtype} from {array.min()} to "
+            f"{array.max()}."
         )
     if num_labels is not None:
         unknown = np.unique(array[(array >= num_labels) & (array != IGNORE_INDEX)])

@@ -9,7 +9,6 @@ their frames without any padding, with `num_frames` (B,) beside them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,8 +55,8 @@ class ComboProcessor(ProcessorMixin):
 
     @property
     def proposal_generator(self) -> Any:
-        """The generator in use (frames -> boolean masks), or `None`. Built on first use; set it to a name or
-        callable.""" if self._generator is None and self._generator_source is not None:
+        """The generator in use (frames -> boolean masks), or `None`; set it to a name, a dict or a callable."""
+        if self._generator is None and self._generator_source is not None:
             self._generator = get_proposal_generator(self._generator_source)
         return self._generator
 
@@ -96,24 +95,25 @@ class ComboProcessor(ProcessorMixin):
         """Prepare one clip or a batch of clips of any lengths.
 
         Args:
-            frames: list of clips, a clip being a list of T images (PIL of any mode and size, numpy or torch (H, W, 3) or
-                (3, H, W), uint8 or float 0..1) or one array of them. A single clip may be passed as it is; everything below
-                then has one nesting less, too.
-            audio: one waveform per clip, (N,) or with channels, floats in [-1, 1] or PCM integers. Shorter than the frames:
-                silence follows. There is no default: for a silent clip pass zeros.
+            frames: list of clips, a clip being a list of T images (PIL of any mode and size, numpy or torch (H, W, 3)
+                or (3, H, W), uint8 or float 0..1) or one array of them. A single clip may be passed as it is;
+                everything below then has one nesting less, too.
+            audio: one waveform per clip, (N,) or with channels, floats in [-1, 1] or PCM integers. Shorter than the
+                frames: silence follows. There is no default: for a silent clip pass zeros.
             sampling_rate (`int`): of all waveforms, in Hz.
             maskiges: ready Maskiges, one RGB image per frame.
             masks: class-agnostic proposals, one bool (K, H, W) per frame; they are painted into Maskiges.
-            segmentation_maps: label maps (H, W) for training: T per clip with `None` where there is no annotation, or, with
-                `label_frames`, only those of the annotated frames. 255 = ignored.
+            segmentation_maps: label maps (H, W) for training: T per clip with `None` where there is no annotation,
+                or, with `label_frames`, only those of the annotated frames. 255 = ignored.
             label_frames: per clip T booleans: which frames are annotated.
-            frames_per_second (`int`, *optional*, defaults to 1): n frames show one second, in time order, and hear its sound.
+            frames_per_second (`int`, *optional*, defaults to 1): n frames show one second, in time order, and hear
+                its sound.
             return_tensors (`str`, *optional*, defaults to `"pt"`): `"pt"` or `"np"`.
 
         Returns:
-            [`BatchFeature`] with `pixel_values` (F, 3, H, W), `maskige_values` (F, 3, H, W), `input_features` (F, 1, 96, 64),
-            `num_frames` (B,) int64; and with `segmentation_maps`, `mask_labels` (list over annotated frames of (C_i, H, W)
-            float), `class_labels` (list of (C_i,) int64), `label_frames` (F,) bool.
+            [`BatchFeature`] with `pixel_values` (F, 3, H, W), `maskige_values` (F, 3, H, W), `input_features` (F, 1,
+            96, 64), `num_frames` (B,) int64; and with `segmentation_maps`, `mask_labels` (list over annotated frames
+            of (C_i, H, W) float), `class_labels` (list of (C_i,) int64), `label_frames` (F,) bool.
 
         Raises:
             ValueError: empty clips, missing or different numbers of anything, impossible values.
@@ -123,9 +123,10 @@ class ComboProcessor(ProcessorMixin):
         counts = [len(clip) for clip in clips]
         waveforms = _as_audio(audio, single, len(clips))
         if maskiges is not None and masks is not None:
-            raise ValueError("Got both maskiges and masks: pass ready Maskiges or the masks to paint them from, not both.")
-        pictures = self._maskiges(clips, _per_frame("maskiges", maskiges, single, counts),
-                                  _per_frame("masks", masks, single, counts))
+            raise ValueError("Got both maskiges and masks: pass ready Maskiges or masks to paint, not both.")
+        maskiges = _per_frame("maskiges", maskiges, single, counts)
+        masks = _per_frame("masks", masks, single, counts)
+        pictures = self._maskiges(clips, maskiges, masks)
         labels = _as_labels(segmentation_maps, label_frames, single, counts)
         data = dict(self.image_processor.preprocess(_flatten(clips), pictures, labels))
         data["input_features"] = self._features(waveforms, sampling_rate, counts, frames_per_second)
@@ -171,10 +172,11 @@ class ComboProcessor(ProcessorMixin):
             raise ValueError(f"frames_per_second: wanted a whole number, at least 1, got {frames_per_second!r}.")
         seconds = [-(-count // frames_per_second) for count in counts]
         examples = self.feature_extractor(waveforms, sampling_rate=sampling_rate, num_frames=seconds)["input_features"]
-        return torch.cat([
+        heard = [
             clip.repeat_interleave(frames_per_second, dim=0)[:count]
             for clip, count in zip(examples.split(seconds), counts, strict=True)
-        ])
+        ]
+        return torch.cat(heard)
 
 
 def _describe(source: Any) -> Any:
@@ -195,7 +197,7 @@ def _as_clips(frames: Any) -> tuple[list[list[Any]], bool]:
     """List of clips, and whether a single one was passed."""
     if isinstance(frames, (np.ndarray, torch.Tensor)):
         if frames.ndim not in (4, 5):
-            raise ValueError(f"frames: wanted a clip (T, H, W, 3) or clips (B, T, H, W, 3), got shape {tuple(frames.shape)}.")
+            raise ValueError(f"frames: wanted (T, H, W, 3) or (B, T, H, W, 3), got shape {tuple(frames.shape)}.")
     elif not isinstance(frames, (list, tuple)):
         raise TypeError(f"frames: wanted a list of clips, each a list of images, got {type(frames).__name__}.")
     entries = list(frames)
@@ -255,21 +257,22 @@ def _as_labels(maps: Any, label_frames: Any, single: bool, counts: list[int]) ->
     """One label map or `None` per packed frame; `None` without any."""
     if maps is None:
         if label_frames is not None:
-            raise ValueError("label_frames without segmentation_maps: pass the label maps of the frames it marks, too.")
+            raise ValueError("label_frames without segmentation_maps: pass the label maps of its frames, too.")
         return None
     if label_frames is None:
         return _flatten(_per_frame("segmentation_maps", maps, single, counts))
     marks = _per_frame("label_frames", label_frames, single, counts)
     labels: list[Any] = []
-    for index, (clip, marked) in enumerate(zip(_nested("segmentation_maps", maps, single, len(counts)), marks,
-    strict=True)):
+    for index, (clip, marked) in enumerate(
+        zip(_nested("segmentation_maps", maps, single, len(counts)), marks, strict=True)
+    ):
         marked = [bool(mark) for mark in marked]
         if len(clip) == len(marked):
             clip = [entry for entry, mark in zip(clip, marked, strict=True) if mark]
         if len(clip) != sum(marked) or any(entry is None for entry in clip):
             raise ValueError(
-                f"segmentation_maps[{index}]: label_frames marks {sum(marked)} of {len(marked)} frames, wanted a map for each "
-                f"of these, got {sum(entry is not None for entry in clip)}."
+                f"segmentation_maps[{index}]: label_frames marks {sum(marked)} of {len(marked)} frames, wanted a map "
+                f"for each of these, got {sum(entry is not None for entry in clip)}."
             )
         remaining = iter(clip)
         labels.extend(next(remaining) if mark else None for mark in marked)

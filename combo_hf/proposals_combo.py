@@ -89,7 +89,7 @@ class SuperpixelProposals:
             from skimage.segmentation import felzenszwalb
         except ImportError as error:
             raise ImportError(
-                "Superpixel proposals need scikit-image: pip install 'scikit-image>=0.24'. Or pass `masks` or `maskiges`."
+                "Superpixel proposals need scikit-image: pip install 'scikit-image>=0.24'. Or pass masks or maskiges."
             ) from error
         factor = min(1.0, self.working_size / max(frame.size))
         width, height = (max(1, round(side * factor)) for side in frame.size)
@@ -127,8 +127,8 @@ def get_proposal_generator(source: Any) -> ProposalGenerator:
         known.update(_optional_generators())
     if source["name"] not in known:
         raise ValueError(
-            f"proposal_generator: {source['name']!r} is not known here, wanted one of {sorted(known)}. Further models come "
-            "with the installed package combo_hf; or pass a callable that maps frames to boolean masks."
+            f"proposal_generator: {source['name']!r} is not known here, wanted one of {sorted(known)}. Further models "
+            "come with the installed package combo_hf; or pass a callable that maps frames to boolean masks."
         )
     return known[source["name"]](**parameters)
 
