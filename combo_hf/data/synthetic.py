@@ -1,0 +1,353 @@
+"""Synthetic data sets: the clips of [`synthesize_clip`] as data set rows, parquet shards and mp4 files.
+
+This is the module to import from; `synthetic_clip` makes one clip, `synthetic_scenes` draws it and `synthetic_sounds`
+lets it sound.
+"""
+
+import io
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from combo_hf.data.synthetic_clip import (
+    CATEGORIES,
+    ID2LABEL,
+    KINDS,
+    SPLITS,
+    SyntheticClip,
+    plan_clip,
+    synthesize_clip,
+)
+from combo_hf.data.synthetic_sounds import SAMPLING_RATE
+
+
+__all__ = [
+    "CATEGORIES",
+    "ID2LABEL",
+    "KINDS",
+    "SPLITS",
+    "SyntheticClip",
+    "make_maskiges",
+    "plan_clip",
+    "row_features",
+    "synthesize_clip",
+    "to_row",
+    "write_dataset",
+]
+UNLABELLED = 255  # fills the masks of frames without labels in data set rows
+GENERATION = 1  # raise when the same seed starts to give other clips, so that old data sets are written anew
+SHARD_CLIPS = 64
+FORMATS = ("rows", "mp4")
+LABELS = ("auto", "binary", "semantic")
+SETTINGS_FILE = "synthetic.json"  # also the sign that a folder is ours to write in
+MaskigeGenerator = Callable[[list[Image.Image]], Sequence[Any]]
+CARD = """---
+pretty_name: Synthetic audio-visual segmentation ({kind})
+license: apache-2.0
+tags: [audio-visual-segmentation, synthetic]
+{configs}---
+
+# Synthetic audio-visual segmentation, kind "{kind}"
+
+Drawn and synthesised by `combo_hf.data.synthetic`; no recording, photograph or AVSBench file is in it. In every clip
+some objects sound and others, of the same eight categories, are only visible. The masks hold the visible part of what
+sounds.
+
+- clips: {clips}; {size} x {size} pixels; one frame a second, taken at k + 15/16 s; seed {seed}
+- masks: {labels} ({classes}); 255 fills the frames without labels (see `label_frames`)
+- `audio.bytes` is 16 kHz mono flac: `soundfile.read(io.BytesIO(row["audio"]["bytes"]))`
+- `clips.jsonl` tells for each clip what sounds in which second
+"""
+
+
+def _png(image: Image.Image) -> dict[str, bytes | None]:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=3)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _is_semantic(kind: str, labels: str) -> bool:
+    if labels not in LABELS:
+        raise ValueError(f"unknown labels {labels!r}; use one of {list(LABELS)}")
+    return labels == "semantic" or (labels == "auto" and KINDS[kind].semantic)
+
+
+def to_row(
+    clip: SyntheticClip, maskige_generator: MaskigeGenerator | None = None, labels: str = "auto"
+) -> dict[str, Any]:
+    """Turns a clip into a data set row (bytes, never paths).
+
+    Args:
+        clip ([`SyntheticClip`])
+        maskige_generator (*optional*): frames -> one RGB image or uint8 (H, W, 3) array each, see [`make_maskiges`].
+        labels (`str`, defaults to `"auto"`): "binary" (0 and 1), "semantic" (0..8) or "auto", semantic for "avss".
+
+    Returns:
+        `dict`: video_id, subset, split, category, frames, masks (T; filled with 255 where unlabelled), label_frames,
+        maskiges (or `None`) and audio (16 kHz flac).
+
+    Raises:
+        ValueError: for an unknown `labels` or a generator that returns another number of images.
+    """
+    import soundfile
+
+    semantic = _is_semantic(clip.kind, labels)
+    masks = [mask if semantic else np.minimum(mask, 1) for mask in clip.masks]
+    masks = [m if known else np.full_like(m, UNLABELLED) for m, known in zip(masks, clip.label_frames, strict=True)]
+    maskiges = None
+    if maskige_generator is not None:
+        maskiges = [Image.fromarray(np.asarray(image, dtype=np.uint8)) for image in maskige_generator(clip.frames)]
+        if len(maskiges) != len(clip.frames):
+            raise ValueError(f"the Maskige generator gave {len(maskiges)} images for {len(clip.frames)} frames")
+    audio = io.BytesIO()
+    soundfile.write(audio, clip.waveform, clip.sampling_rate, format="FLAC", subtype="PCM_16")
+    return {
+        "video_id": clip.video_id,
+        "subset": clip.kind,
+        "split": clip.split,
+        "category": ",".join(sorted({name for second in clip.sounding for name in second})),
+        "frames": [_png(frame) for frame in clip.frames],
+        "masks": [_png(Image.fromarray(mask)) for mask in masks],
+        "label_frames": list(clip.label_frames),
+        "maskiges": None if maskiges is None else [_png(image) for image in maskiges],
+        "audio": {"bytes": audio.getvalue(), "path": f"{clip.video_id}.flac"},
+    }
+
+
+def make_maskiges(name: str = "superpixels") -> MaskigeGenerator:
+    """Returns frames -> Maskiges for the proposal generator of that name (see `combo_hf.proposals_combo`)."""
+    from combo_hf.maskige_combo import paint_maskige
+    from combo_hf.proposals_combo import get_proposal_generator
+
+    generator = get_proposal_generator(name)
+
+    def generate(frames: list[Image.Image]) -> list[np.ndarray]:
+        sizes = [(frame.height, frame.width) for frame in frames]
+        return [paint_maskige(masks, size) for masks, size in zip(generator(frames), sizes, strict=True)]
+
+    return generate
+
+
+def row_features() -> Any:
+    """Returns the `datasets.Features` of the rows.
+
+    Raises:
+        ImportError: if `datasets` is missing.
+    """
+    try:
+        from datasets import Audio, Features, Image, List, Value
+    except ImportError as error:
+        raise ImportError("data set rows need `datasets`: pip install 'combo-hf[train]'") from error
+    strings = {name: Value("string") for name in ("video_id", "subset", "split", "category")}
+    images = {"frames": List(Image()), "masks": List(Image(mode="L")), "label_frames": List(Value("bool"))}
+    # decode=False: decoding (and encoding through `datasets`) would need torchcodec and a system FFmpeg
+    audio = {"maskiges": List(Image()), "audio": Audio(sampling_rate=SAMPLING_RATE, decode=False)}
+    return Features(strings | images | audio)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Everything the written files depend on."""
+
+    kind: str
+    num_clips: dict[str, int]
+    seed: int
+    formats: tuple[str, ...]
+    size: int
+    labels: str
+    num_frames: int | None
+    maskiges: str | None
+    fps: float
+    generation: int = GENERATION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """Clips `start`..`stop` of a split: one unit of work and one parquet file."""
+
+    split: str
+    start: int
+    stop: int
+    name: str
+
+
+def _replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _write_mp4(clip: SyntheticClip, path: Path, fps: float) -> None:
+    from combo_hf.media_combo import write_video
+
+    temporary = path.with_name(f".partial-{path.name}")  # keeps the ending, by which the container is chosen
+    write_video(temporary, clip.render_video(fps), fps, clip.waveform, clip.sampling_rate)
+    os.replace(temporary, path)
+
+
+def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
+    """Writes what is missing of one shard; returns its number of clips."""
+    table_path = output / "data" / shard.name
+    rows_wanted = "rows" in settings.formats and not table_path.exists()
+    maskiges = make_maskiges(settings.maskiges) if rows_wanted and settings.maskiges else None
+    rows = []
+    for index in range(shard.start, shard.stop):
+        plan = plan_clip(settings.kind, settings.seed, index, shard.split, settings.num_frames)
+        video_path = output / "videos" / shard.split / f"{plan.video_id}.mp4"
+        video_wanted = "mp4" in settings.formats and not video_path.exists()
+        if not (rows_wanted or video_wanted):
+            continue
+        clip = synthesize_clip(settings.kind, settings.seed, index, shard.split, settings.size, settings.num_frames)
+        if rows_wanted:
+            rows.append(to_row(clip, maskiges, settings.labels))
+        if video_wanted:
+            _write_mp4(clip, video_path, settings.fps)
+    if rows_wanted:
+        import pyarrow
+        import pyarrow.parquet
+
+        temporary = table_path.with_name(f".partial-{table_path.name}")
+        table = pyarrow.Table.from_pylist(rows, schema=row_features().arrow_schema)
+        pyarrow.parquet.write_table(table, temporary, row_group_size=16)
+        os.replace(temporary, table_path)
+    return shard.stop - shard.start
+
+
+def _shards(num_clips: Mapping[str, int]) -> list[_Shard]:
+    """Cuts every split into shards of `SHARD_CLIPS` clips."""
+    shards = []
+    for split, total in num_clips.items():
+        starts = range(0, total, SHARD_CLIPS)
+        for number, start in enumerate(starts):
+            name = f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
+            shards.append(_Shard(split, start, min(start + SHARD_CLIPS, total), name))
+    return shards
+
+
+def _write_descriptions(settings: _Settings, output: Path) -> None:
+    """Writes clips.jsonl and, beside rows, the card with `configs:` that `datasets.load_dataset(folder)` reads."""
+    lines = []
+    for split, total in settings.num_clips.items():
+        for index in range(total):
+            plan = plan_clip(settings.kind, settings.seed, index, split, settings.num_frames)
+            record = {"video_id": plan.video_id, "kind": settings.kind, "split": split, "seconds": plan.num_frames}
+            record |= {"sounding": plan.sounding, "silent": plan.silent}
+            if "mp4" in settings.formats:
+                record["video"] = f"videos/{split}/{plan.video_id}.mp4"
+            lines.append(json.dumps(record) + "\n")
+    _replace_text(output / "clips.jsonl", "".join(lines))
+    files = "".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in settings.num_clips)
+    configs = f"configs:\n- config_name: {settings.kind}\n  default: true\n  data_files:\n{files}"
+    semantic = _is_semantic(settings.kind, settings.labels)
+    card = CARD.format(
+        kind=settings.kind,
+        configs=configs if "rows" in settings.formats else "",
+        clips=", ".join(f"{split} {total}" for split, total in settings.num_clips.items()),
+        size=settings.size,
+        seed=settings.seed,
+        labels="class indices" if semantic else "0 and 1",
+        classes=", ".join(f"{k} {name}" for k, name in ID2LABEL.items()) if semantic else "0 background, 1 sounding",
+    )
+    _replace_text(output / "README.md", card)
+
+
+def _prepare(settings: _Settings, output: Path) -> None:
+    """Makes the folders, and removes what an earlier call with other settings left there."""
+    record = output / SETTINGS_FILE
+    if output.exists() and not record.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} holds files that are no synthetic data set; choose a new or empty folder")
+    if record.exists() and record.read_text(encoding="utf-8") != settings.to_json():
+        for path in (*output.glob("data/*-of-*.parquet"), *output.glob("videos/*/synthetic_*.mp4")):
+            path.unlink()
+    folders = [output]
+    folders += [output / "data"] if "rows" in settings.formats else []
+    folders += [output / "videos" / split for split in settings.num_clips] if "mp4" in settings.formats else []
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    _replace_text(record, settings.to_json())
+
+
+def _run(settings: _Settings, output: Path, shards: list[_Shard], num_processes: int, progress: bool) -> None:
+    from tqdm import tqdm
+
+    total = sum(settings.num_clips.values())
+    with tqdm(total=total, unit="clip", desc=f"{settings.kind} clips", disable=not progress) as bar:
+        if num_processes == 1:
+            for shard in shards:
+                bar.update(_write_shard(settings, output, shard))
+            return
+        # spawn: forking a process that has run torch or an encoder may hang
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(num_processes, len(shards)), mp_context=context) as pool:
+            for done in as_completed([pool.submit(_write_shard, settings, output, shard) for shard in shards]):
+                bar.update(done.result())
+
+
+def write_dataset(
+    kind: str,
+    output: str | Path,
+    num_clips: Mapping[str, int],
+    seed: int = 0,
+    formats: Sequence[str] = FORMATS,
+    size: int = 224,
+    labels: str = "auto",
+    num_processes: int = 1,
+    num_frames: int | None = None,
+    maskiges: str | None = None,
+    fps: float = 25,
+    progress: bool = True,
+) -> Path:
+    """Writes a data set that `datasets.load_dataset(folder)` reads, and its clips as mp4 files.
+
+    Finished files of an earlier call with the same settings are kept; with other settings they are written anew.
+
+    Args:
+        kind (`str`): "s4", "ms3" or "avss".
+        output (`str` or `Path`): folder for data/*.parquet, videos/<split>/<video_id>.mp4, clips.jsonl and README.md.
+        num_clips: number of clips for each split ("train", "val", "test").
+        seed (`int`, defaults to 0): see [`synthesize_clip`].
+        formats (defaults to both): "rows" and / or "mp4".
+        size (`int`, defaults to 224): height and width in pixels.
+        labels (`str`, defaults to `"auto"`): see [`to_row`].
+        num_processes (`int`, defaults to 1): above 1, the calling script needs the `if __name__ == "__main__"` guard.
+        num_frames (`int`, *optional*): seconds per clip, see [`synthesize_clip`].
+        maskiges (`str`, *optional*): name of a proposal generator; without it rows hold no Maskiges.
+        fps (`float`, defaults to 25): of the mp4 files.
+        progress (`bool`, defaults to `True`): show a bar.
+
+    Returns:
+        `Path`: the folder.
+
+    Raises:
+        ValueError: for an unknown kind, split, format or label rule, a number out of range, or a folder of others.
+        ImportError: if rows are wanted and `datasets` is missing.
+    """
+    if not formats or set(formats) - set(FORMATS):
+        raise ValueError(f"formats must be chosen from {list(FORMATS)}, got {list(formats)}")
+    if not num_clips or min(num_clips.values()) < 1:
+        raise ValueError(f"num_clips needs at least one split, and one clip for each, got {dict(num_clips)}")
+    if num_processes < 1 or size < 32 or fps <= 0:
+        raise ValueError(f"wanted num_processes >= 1, size >= 32, fps > 0; got {num_processes}, {size}, {fps}")
+    for split in num_clips:
+        plan_clip(kind, seed, 0, split, num_frames)  # refuses bad names before any file is touched
+    _is_semantic(kind, labels)
+    if "rows" in formats:
+        row_features()
+    chosen = tuple(name for name in FORMATS if name in formats)
+    settings = _Settings(kind, dict(num_clips), seed, chosen, size, labels, num_frames, maskiges, fps)
+    output = Path(output)
+    _prepare(settings, output)
+    _run(settings, output, _shards(num_clips), num_processes, progress)
+    _write_descriptions(settings, output)
+    return output

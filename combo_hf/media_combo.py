@@ -1,0 +1,303 @@
+"""Films -> windows of pictures and sound, as AVSBench cuts them; and back to a film.
+
+Second k of a film is represented by the picture shown at k + 15/16 s (the last one whose time stamp is not later), so
+at 25 pictures a second by picture 23 of each second, as in AVSBench. Its sound is the 16000 samples from k s on. A
+film of d seconds has max(1, ceil(d - 0.5)) such seconds: a last second counts if more than half of it is there. The
+pictures decide; sound beyond them is not read, missing sound is silence. Memory does not grow with the length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .media_combo_source import MAX_SECONDS, SAMPLING_RATE, MediaError, MediaFile, PictureTrack, open_media
+from .media_combo_writing import write_overlay_video, write_video
+
+
+__all__ = [
+    "FRAME_OFFSET",
+    "SAMPLING_RATE",
+    "Clip",
+    "MediaError",
+    "MediaInfo",
+    "iter_clips",
+    "load_audio",
+    "probe_media",
+    "read_clip",
+    "write_overlay_video",
+    "write_video",
+]
+
+FRAME_OFFSET = 15 / 16  # where the picture lies inside its second (or its 1/fps)
+
+
+@dataclass
+class MediaInfo:
+    """What a film holds.
+
+    Attributes:
+        name (`str`): file name.
+        path (`str`, *optional*): path; None for bytes and URLs.
+        width, height (`int`): pixels as shown (rotation applied).
+        fps (`float`): average pictures per second.
+        num_frames (`int`): pictures in the file; a damaged one counts.
+        duration (`float`): length of the pictures in s.
+        seconds (`int`): seconds that [`iter_clips`] gives (more than a damaged film does).
+        has_audio (`bool`): has a sound track.
+        audio_channels, audio_rate (`int`): channels and Hz of the sound track, 0 without one.
+        warnings (`list[str]`): damage found.
+    """
+
+    name: str
+    path: str | None
+    width: int
+    height: int
+    fps: float
+    num_frames: int
+    duration: float
+    seconds: int
+    has_audio: bool
+    audio_channels: int
+    audio_rate: int
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Clip:
+    """Some seconds of a film.
+
+    Attributes:
+        frames (`list[PIL.Image.Image]`): T pictures, RGB, upright, of one size. A picture shown for several seconds is
+            one object, several times.
+        waveform (`np.ndarray`): float32 `(N,)`, mono, 16000 samples for each second of the clip.
+        sampling_rate (`int`): 16000 Hz.
+        times (`np.ndarray`): float64 `(T,)`, s from the first picture of the film.
+        start (`float`): where the clip begins, in s.
+        index (`int`): number of the window.
+        is_last (`bool`): no window follows.
+        has_audio (`bool`): the film has a sound track.
+        warnings (`list[str]`): damage met so far.
+    """
+
+    frames: list[Image.Image]
+    waveform: np.ndarray
+    sampling_rate: int
+    times: np.ndarray
+    start: float
+    index: int
+    is_last: bool
+    has_audio: bool
+    warnings: list[str] = field(default_factory=list)
+
+
+def probe_media(source: Any) -> MediaInfo:
+    """Size, length and tracks of a film. Reads the file through, decodes only its first picture.
+
+    Args:
+        source: path, bytes or http(s) URL.
+
+    Raises:
+        MediaError: unreadable, or no picture in it.
+        TypeError: another kind of source.
+    """
+    with open_media(source) as media, media.open() as container, media.open() as again:
+        track = media.pictures(container)
+        next(iter(track))
+        end, count = _timing(track, media.pictures(again))
+        sound = media.sound(container, None)
+        codec = None if sound is None else sound.stream.codec_context
+        track.end = end
+        rate = track.stream.average_rate
+        is_local = media.path is not None and not str(source).lower().startswith(("http://", "https://"))
+        return MediaInfo(
+            name=media.name,
+            path=media.path if is_local else None,
+            width=track.size[0],
+            height=track.size[1],
+            fps=float(rate) if rate else count / end,
+            num_frames=count,
+            duration=end,
+            seconds=_whole_seconds(end),
+            has_audio=sound is not None,
+            audio_channels=0 if codec is None else codec.channels,
+            audio_rate=0 if codec is None else codec.sample_rate,
+            warnings=track.warnings(complete=True),
+        )
+
+
+def _timing(started: PictureTrack, unread: PictureTrack) -> tuple[float, int]:
+    """End in s and number of pictures, from the packets."""
+    end, count = started.end, 0
+    for packet in unread.packets():
+        if packet.size and not packet.is_discard:
+            count += 1
+            if packet.pts is not None:
+                end = max(end, started.seconds(packet.pts + (packet.duration or unread.step)))
+            else:
+                end = max(end, started.seconds(count * unread.step))
+    started.damaged += unread.damaged
+    return min(end, float(MAX_SECONDS)), max(1, count)
+
+
+def _whole_seconds(duration: float) -> int:
+    return max(1, math.ceil(duration - 0.5))
+
+
+def iter_clips(
+    source: Any,
+    frames_per_clip: int = 5,
+    fps: int = 1,
+    start: float | None = None,
+    stop: float | None = None,
+) -> Iterator[Clip]:
+    """Windows of a film, one after the other, without overlap. The waveforms put together are the film's.
+
+    Args:
+        source: path, bytes or http(s) URL.
+        frames_per_clip (`int`): seconds of a window; the last one is shorter.
+        fps (`int`): pictures per second n; picture j of second k is the one shown at k + (j + 15/16) / n.
+        start, stop (`float`, *optional*): part of the film, in s. What lies before `start` is decoded and dropped.
+
+    Raises:
+        ValueError: an impossible window, fps or part; `MediaError` (while reading): an unusable file.
+        TypeError: another kind of source.
+    """
+    for name, value in (("frames_per_clip", frames_per_clip), ("fps", fps)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    begin = 0.0 if start is None else float(start)
+    end = math.inf if stop is None else float(stop)
+    if not 0 <= begin < end:
+        raise ValueError(f"start and stop must satisfy 0 <= start < stop, got {start} and {stop}.")
+    return _windows(source, int(frames_per_clip), int(fps), begin, end)
+
+
+def read_clip(source: Any, fps: int = 1) -> Clip:
+    """The whole film as one [`Clip`]; for films of a few seconds. Arguments and errors as in [`iter_clips`]."""
+    return next(iter(iter_clips(source, frames_per_clip=MAX_SECONDS + 1, fps=fps)))
+
+
+def _windows(source: Any, length: int, fps: int, begin: float, end: float) -> Iterator[Clip]:
+    with ExitStack() as stack:
+        media = stack.enter_context(open_media(source))
+        track = media.pictures(stack.enter_context(media.open()))
+        seconds = _seconds(media, track, fps, begin, end)
+        following = next(seconds)
+        sound = media.sound(stack.enter_context(media.open()), track.origin)
+        # sound and pictures are two passes: in one, an ill-interleaved file would pile up in memory
+        first = 0
+        while following is not None:
+            window: list[list[Image.Image]] = []
+            while following is not None and len(window) < length:
+                window.append(following)
+                following = next(seconds, None)
+            begin_sample = round(begin * SAMPLING_RATE) + first * SAMPLING_RATE
+            count = len(window) * SAMPLING_RATE
+            frames = [frame for second in window for frame in second]
+            yield Clip(
+                frames=frames,
+                waveform=np.zeros(count, np.float32)
+                if sound is None
+                else sound.take(begin_sample, begin_sample + count),
+                sampling_rate=SAMPLING_RATE,
+                times=begin + first + (np.arange(len(frames)) + FRAME_OFFSET) / fps,
+                start=begin + first,
+                index=first // length,
+                is_last=following is None,
+                has_audio=sound is not None,
+                warnings=_warnings(track, sound, complete=following is None and end == math.inf),
+            )
+            first += len(window)
+
+
+def _warnings(track: PictureTrack, sound: Any, complete: bool) -> list[str]:
+    notes = track.warnings(complete)
+    if sound is not None and sound.damaged:
+        notes.append(f"{sound.damaged} damaged parts of the sound were skipped.")
+    if sound is not None and complete and not sound.samples:
+        notes.append("nothing of the sound can be decoded; it is silence.")
+    return notes
+
+
+def _seconds(media: MediaFile, track: PictureTrack, fps: int, begin: float, end: float) -> Iterator[list[Image.Image]]:
+    """The `fps` pictures of each second after `begin`; a second is given once it is known to count."""
+    limit = math.inf if end == math.inf else _whole_seconds(end - begin)
+    shown = _Shown(track)
+    second: list[Image.Image] = []
+    done = 0
+    for now, frame in track:
+        while done < limit and now > begin + done + (len(second) + FRAME_OFFSET) / fps:
+            second.append(shown.image())
+            if len(second) == fps:
+                yield second
+                second = []
+                done += 1
+        if done >= limit:
+            return
+        shown.show(frame)
+    if track.end <= begin:
+        raise media.error(f"ends at {track.end:.2f} s, before the wanted start at {begin:.2f} s.")
+    for _ in range(done, min(limit, _whole_seconds(track.end - begin))):
+        second.extend([shown.image()] * (fps - len(second)))
+        yield second
+        second = []
+
+
+class _Shown:
+    """The picture on the screen, converted to RGB at most once."""
+
+    def __init__(self, track: PictureTrack):
+        self._track = track
+        self._frame: Any = None
+        self._image: Image.Image | None = None
+
+    def show(self, frame: Any) -> None:
+        self._frame, self._image = frame, None
+
+    def image(self) -> Image.Image:
+        if self._image is None:
+            self._image = self._track.image(self._frame)
+        return self._image
+
+
+def load_audio(source: Any) -> tuple[np.ndarray, int]:
+    """The whole sound of a file as 16 kHz mono.
+
+    Args:
+        source: path, bytes or http(s) URL of a sound or a film. In a film the time counts from its first picture.
+
+    Returns:
+        `tuple[np.ndarray, int]`: float32 `(N,)`, the mean of the channels, not clipped to [-1, 1]; and 16000 Hz.
+
+    Raises:
+        MediaError: unreadable, no sound track, no samples, NaN or infinite samples.
+        TypeError: another kind of source.
+    """
+    with open_media(source) as media, media.open() as container, media.open() as again:
+        origin = None
+        if _has_pictures(media, container):
+            track = media.pictures(container)
+            next(iter(track))
+            origin = track.origin
+        sound = media.sound(again, origin)
+        if sound is None:
+            raise media.error("has no sound track.")
+        waveform = sound.take_rest()
+        if not len(waveform):
+            raise media.error("the sound track holds no samples.")
+        return waveform, SAMPLING_RATE
+
+
+def _has_pictures(media: MediaFile, container: Any) -> bool:
+    try:
+        media.pictures(container)
+    except MediaError:
+        return False
+    return True
