@@ -1,0 +1,267 @@
+"""Data set rows -> clips of compact tensors -> packed batches of the model.
+
+A clip waits in memory as uint8 pictures (a quarter of the size of what the model takes); the collator normalises, and
+packs clips of any lengths along F = sum of their frames, without padding. Augmentation draws from a generator of its
+own, seeded by (seed, epoch, index): it depends neither on the number of workers nor on where training was resumed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from combo_hf.feature_extraction_combo import LOG_OFFSET, ComboFeatureExtractor
+from combo_hf.image_processing_combo import IGNORE_INDEX, ComboImageProcessor, to_label_map, to_rgb
+
+
+IMAGE_MEAN, IMAGE_STD = ComboImageProcessor.image_mean, ComboImageProcessor.image_std
+SILENCE = math.log(LOG_OFFSET)  # log-mel of digital silence
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, for the colour jitter
+FEATURE_SHAPE = (1, 96, 64)
+
+
+@dataclass
+class ClipExample:
+    """One clip, ready to be batched. T frames, A of them annotated.
+
+    Attributes:
+        video_id: names the clip in messages.
+        frames: uint8 (T, 3, H, W), RGB.
+        maskiges: uint8 (T, 3, H, W), or `None`.
+        input_features: float32 (T, 1, 96, 64), log-mel.
+        masks: uint8 (A, H, W), class ids; 255 = ignored.
+        label_frames: bool (T,), which frames the masks belong to.
+    """
+
+    video_id: str
+    frames: torch.Tensor
+    maskiges: torch.Tensor | None
+    input_features: torch.Tensor
+    masks: torch.Tensor
+    label_frames: torch.Tensor
+
+    def __post_init__(self) -> None:
+        count, channels, *size = self.frames.shape
+        wanted = {
+            "frames": (count, 3, *size),
+            "input_features": (count, *FEATURE_SHAPE),
+            "masks": (int(self.label_frames.sum()), *size),
+            "label_frames": (count,),
+        }
+        if self.maskiges is not None:
+            wanted["maskiges"] = (count, 3, *size)
+        for name, shape in wanted.items():
+            if tuple(getattr(self, name).shape) != shape:
+                got = tuple(getattr(self, name).shape)
+                raise ValueError(f"clip {self.video_id}: {name} must be {shape}, got {got}.")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is changed at random in training; the same for all frames of a clip.
+
+    The Maskige is flipped with its frames, and never recoloured: its colours are codes.
+
+    Attributes:
+        flip: probability of a horizontal flip, in [0, 1].
+        jitter: brightness, contrast and saturation are multiplied by 1 - jitter .. 1 + jitter, in [0, 1).
+    """
+
+    flip: float = 0.5
+    jitter: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.flip <= 1 and 0 <= self.jitter < 1):
+            raise ValueError(f"wanted flip in [0, 1] and jitter in [0, 1), got {self.flip} and {self.jitter}.")
+
+    def __call__(self, example: ClipExample, generator: torch.Generator) -> ClipExample:
+        """A changed copy; every call draws four numbers, whatever the settings."""
+        flip, *factors = torch.rand(4, generator=generator).tolist()
+        frames, maskiges, masks = example.frames, example.maskiges, example.masks
+        if self.jitter:
+            frames = _recolour(frames, [1 + self.jitter * (2 * factor - 1) for factor in factors])
+        if flip < self.flip:
+            frames, masks = frames.flip(-1), masks.flip(-1)
+            maskiges = None if maskiges is None else maskiges.flip(-1)
+        return ClipExample(
+            example.video_id, frames, maskiges, example.input_features, masks, example.label_frames
+        )
+
+
+def example_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """The generator of one clip in one epoch, independent of all others."""
+    state = np.random.SeedSequence([seed, epoch, index]).generate_state(2, np.uint32)
+    return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
+
+
+def make_example(
+    video_id: str,
+    frames: Sequence[Any],
+    maskiges: Sequence[Any] | None,
+    waveform: Any,
+    sampling_rate: int,
+    masks: Sequence[Any],
+    label_frames: Sequence[bool],
+    image_size: int,
+    num_labels: int,
+) -> ClipExample:
+    """Bring one clip to the input size, as the processors do it at inference.
+
+    Args:
+        video_id (`str`)
+        frames: T images, of any size.
+        maskiges: T RGB images or uint8 (H, W, 3) arrays, or `None`.
+        waveform: (N,) or with channels; silence follows if it is shorter than T seconds.
+        sampling_rate (`int`): in Hz.
+        masks: T label maps (H, W); those of frames without annotation are not looked at.
+        label_frames: T flags.
+        image_size (`int`): side in pixels.
+        num_labels (`int`): K; other class ids are refused (255 excepted).
+
+    Raises:
+        ValueError: numbers that differ, or something that is no image, label map or sound; names the clip.
+    """
+    lengths = [len(entry) for entry in (frames, masks, label_frames, frames if maskiges is None else maskiges)]
+    if len(set(lengths)) != 1 or not frames:
+        raise ValueError(f"clip {video_id}: frames, masks, label_frames and maskiges differ in number: {lengths}.")
+    size = (image_size, image_size)
+    try:
+        pictures = _stack_rgb(frames, size, Image.Resampling.BILINEAR)
+        painted = None if maskiges is None else _stack_rgb(maskiges, size, Image.Resampling.NEAREST)
+        labels = [to_label_map(mask, num_labels) for mask, known in zip(masks, label_frames, strict=True) if known]
+        features = ComboFeatureExtractor()(waveform, sampling_rate=sampling_rate, num_frames=len(frames))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"clip {video_id}: {error}") from error
+    resized = [np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST)) for label in labels]
+    stacked = np.stack(resized) if resized else np.zeros((0, *size), np.uint8)
+    known = torch.tensor([bool(flag) for flag in label_frames])
+    return ClipExample(video_id, pictures, painted, features["input_features"], torch.from_numpy(stacked), known)
+
+
+def row_to_example(row: dict[str, Any], image_size: int, num_labels: int) -> ClipExample:
+    """Turn a data set row into a clip.
+
+    Args:
+        row: video_id, frames, masks, label_frames, maskiges (or `None`) and audio, as `combo_hf.data.synthetic` writes
+            them; pictures decoded or as `{"bytes": ...}`, sound as `{"bytes": ...}` of a file that soundfile reads.
+        image_size (`int`), num_labels (`int`): see [`make_example`].
+
+    Raises:
+        ValueError: a part is missing or cannot be read; names the clip.
+        ImportError: soundfile is not installed.
+    """
+    import soundfile
+
+    missing = {"video_id", "frames", "masks", "label_frames", "audio"} - set(row)
+    if missing:
+        raise ValueError(f"row {row.get('video_id', '?')}: {sorted(missing)} missing, got {sorted(row)}.")
+    name = row["video_id"]
+    sound = (row["audio"] or {}).get("bytes")
+    if not sound:
+        raise ValueError(f"clip {name}: audio has no bytes; put the file itself into the row, not its path.")
+    try:
+        waveform, rate = soundfile.read(io.BytesIO(sound), dtype="float32")
+    except RuntimeError as error:
+        raise ValueError(f"clip {name}: the sound cannot be read ({error}).") from error
+    maskiges = row.get("maskiges")
+    return make_example(
+        name,
+        [_decode(image, name) for image in row["frames"]],
+        [_decode(image, name) for image in maskiges] if maskiges else None,
+        waveform,
+        rate,
+        [_decode(image, name) for image in row["masks"]],
+        row["label_frames"],
+        image_size,
+        num_labels,
+    )
+
+
+class ComboCollator:
+    """Clips -> what [`ComboForAudioVisualSegmentation`] takes, and `video_ids` beside it.
+
+    Args:
+        use_maskige (`bool`): off: `maskige_values` is left out.
+
+    Returns (of a call): `dict` with `pixel_values` and `maskige_values` (F, 3, H, W) float32, `input_features` (F, 1,
+    96, 64), `num_frames` (B,) int64, `mask_labels` (one (C_i, H, W) float per annotated frame), `class_labels` (one
+    (C_i,) int64 each), `label_frames` (F,) bool and `video_ids` (B strings).
+    """
+
+    def __init__(self, use_maskige: bool = True) -> None:
+        self.use_maskige = use_maskige
+        self._mean = torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1)
+        self._std = torch.tensor(IMAGE_STD).view(1, 3, 1, 1)
+
+    def __call__(self, examples: Sequence[ClipExample]) -> dict[str, Any]:
+        """Pack clips.
+
+        Raises:
+            ValueError: no clip, clips of different sizes, or a Maskige is missing.
+        """
+        if not examples:
+            raise ValueError("cannot make a batch of no clips.")
+        sizes = {tuple(example.frames.shape[2:]) for example in examples}
+        if len(sizes) > 1:
+            raise ValueError(f"the clips of a batch must have one image size, got {sorted(sizes)}.")
+        batch: dict[str, Any] = {"pixel_values": self._normalise([example.frames for example in examples])}
+        if self.use_maskige:
+            without = [example.video_id for example in examples if example.maskiges is None]
+            if without:
+                raise ValueError(f"clips without Maskiges: {without}; make them, or use a model without.")
+            batch["maskige_values"] = self._normalise([example.maskiges for example in examples])
+        targets = [frame_targets(mask) for example in examples for mask in example.masks]
+        return batch | {
+            "input_features": torch.cat([example.input_features for example in examples]),
+            "num_frames": torch.tensor([len(example.frames) for example in examples]),
+            "mask_labels": [masks for masks, _ in targets],
+            "class_labels": [classes for _, classes in targets],
+            "label_frames": torch.cat([example.label_frames for example in examples]),
+            "video_ids": [example.video_id for example in examples],
+        }
+
+    def _normalise(self, pictures: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(pictures).float().sub_(self._mean).div_(self._std)
+
+
+def frame_targets(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label map (H, W) -> one binary mask per class present, background included: (C, H, W) float, and (C,) int64.
+
+    Ignored pixels (255) belong to no mask.
+    """
+    classes = torch.unique(mask)
+    classes = classes[classes != IGNORE_INDEX]
+    return (mask[None] == classes[:, None, None]).float(), classes.long()
+
+
+def _recolour(frames: torch.Tensor, factors: list[float]) -> torch.Tensor:
+    """Multiply brightness, contrast and saturation of uint8 (T, 3, H, W) by three factors."""
+    brightness, contrast, saturation = factors
+    values = frames.float().mul_(brightness)
+    mean = values.mean()
+    values.sub_(mean).mul_(contrast).add_(mean)
+    grey = torch.einsum("tchw,c->thw", values, torch.tensor(LUMA))[:, None]
+    return values.sub_(grey).mul_(saturation).add_(grey).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _stack_rgb(images: Sequence[Any], size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:
+    arrays = [np.asarray(to_rgb(image).resize(size, resample)) for image in images]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()  # (T, 3, H, W)
+
+
+def _decode(image: Any, name: str) -> Any:
+    if not isinstance(image, dict):
+        return image
+    if not image.get("bytes"):
+        raise ValueError(f"clip {name}: a picture has no bytes; put the file itself into the row, not its path.")
+    try:
+        return Image.open(io.BytesIO(image["bytes"]))
+    except OSError as error:
+        raise ValueError(f"clip {name}: a picture cannot be read ({error}).") from error

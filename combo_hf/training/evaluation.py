@@ -1,0 +1,110 @@
+"""Scores of a model on prepared clips, by the inference rule of the release.
+
+Class maps are the sum over queries of class probability (softmax, "no object" left out afterwards) x mask probability
+(bilinearly enlarged to the input size). Each clip is scored on its own; nothing depends on the batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as nnf
+
+from combo_hf.data.collate import ComboCollator
+from combo_hf.metrics import SemanticScores, f_measure, jaccard
+
+
+MODEL_INPUTS = ("pixel_values", "maskige_values", "input_features", "num_frames")
+
+
+def evaluate_model(
+    model: torch.nn.Module, dataset: Any, batch_size: int = 8, binary: bool = True, progress: bool = False
+) -> dict[str, Any]:
+    """Score a model at its input size.
+
+    Args:
+        model ([`ComboForAudioVisualSegmentation`]): on any device; left in the mode it was in.
+        dataset ([`ClipTensors`]): without augmentation; frames without annotation are not scored.
+        batch_size (`int`): clips that go through the model together.
+        binary (`bool`): M_J and M_F, "sounding or not", whatever the number of classes.
+        progress (`bool`): show a bar.
+
+    Returns:
+        `dict`: with `binary`, `M_J` and `M_F`, means over the clips; if the model has more than two classes, `miou`,
+        `fscore` and the others of [`SemanticScores`]; and `num_clips`.
+
+    Raises:
+        ValueError: no annotated frame, batch_size below 1, or `binary=False` for a model of two classes.
+    """
+    num_labels = model.config.num_labels
+    if batch_size < 1:
+        raise ValueError(f"batch_size: wanted at least 1, got {batch_size}.")
+    if not binary and num_labels == 2:
+        raise ValueError("a model of two classes has no semantic scores; leave binary=True.")
+    overlaps, f_scores = [], []
+    semantic = SemanticScores(num_labels) if num_labels > 2 else None
+    for class_maps, target in iter_class_maps(model, dataset, batch_size, progress):
+        if binary:
+            scores, truth = sounding_scores(class_maps), (target > 0) & (target != 255)
+            overlaps.append(jaccard(scores, truth))
+            f_scores.append(f_measure(scores, truth))
+        if semantic is not None:
+            semantic.update(class_maps.argmax(1), target)
+    if not (overlaps or (semantic is not None and semantic.num_frames)):
+        raise ValueError("no frame of the data set is annotated.")
+    result = {"num_clips": len(dataset)}
+    if binary:
+        result |= {"M_J": float(np.mean(overlaps)), "M_F": float(np.mean(f_scores))}
+    return result if semantic is None else result | semantic.compute()
+
+
+@torch.inference_mode()
+def iter_class_maps(
+    model: torch.nn.Module, dataset: Any, batch_size: int = 8, progress: bool = False
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Class maps (A, K, H, W) and target (A, H, W) of the A annotated frames of each clip, clip by clip."""
+    from tqdm import tqdm
+
+    collate = ComboCollator(use_maskige=model.config.use_maskige)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        starts = range(0, len(dataset), batch_size)
+        for first in tqdm(starts, desc="evaluation", unit="batch", leave=False, disable=not progress):
+            examples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
+            batch = collate(examples)
+            output = model(**{name: batch[name].to(device) for name in MODEL_INPUTS if name in batch})
+            counts = batch["num_frames"].tolist()
+            predictions = zip(
+                output.class_queries_logits.split(counts), output.masks_queries_logits.split(counts), strict=True
+            )
+            for example, (classes, masks) in zip(examples, predictions, strict=True):
+                if len(example.masks):
+                    known = example.label_frames.to(device)
+                    size = tuple(example.masks.shape[1:])
+                    yield class_maps_of(classes[known], masks[known], size), example.masks.to(device)
+    finally:
+        model.train(training)
+
+
+def class_maps_of(
+    class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]
+) -> torch.Tensor:
+    """(A, Q, K + 1) and (A, Q, h, w) -> (A, K, H, W), the release's semantic inference; sums, not probabilities."""
+    classes = class_logits.float().softmax(-1)[..., :-1]  # (A, Q, K)
+    masks = nnf.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False).sigmoid()
+    return torch.einsum("aqk,aqhw->akhw", classes, masks)
+
+
+def sounding_scores(class_maps: torch.Tensor) -> torch.Tensor:
+    """Probability that something sounds: (A, K, H, W) -> (A, H, W).
+
+    The softmax over background and the best other class. With two classes that is the release's rule; with more, its
+    softmax over all K maps, whose values lie in about 0..1, would give a pixel of clear background (1, 0, 0, ...) a
+    score above one half, because it adds up K - 1 classes. So the threshold 0.5 is the argmax for any K.
+    """
+    return (class_maps[:, 1:].amax(1) - class_maps[:, 0]).sigmoid()

@@ -1,0 +1,27 @@
+"""What several tests share: the read-only material beside the repository, which a checkout elsewhere does not have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with samples and goldens."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder 'shared' beside the repository (samples and goldens), which is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def avs_sample(shared: Path) -> Path:
+    """A few free clips in the layout of AVSBench, films, and awkward files."""
+    folder = shared / "data" / "avs-sample"
+    if not folder.is_dir():
+        pytest.skip("needs shared/data/avs-sample, which is not here")
+    return folder

@@ -1,0 +1,204 @@
+"""The command line: sub-commands, one line for bad input, nothing partial left behind."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from combo_hf import cli, media_combo, prediction
+
+
+WIDTH, HEIGHT = 96, 64
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    """Seven seconds of moving picture with sound."""
+    path = tmp_path_factory.mktemp("film") / "street scene.mp4"
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
+    frames = (picture.rotate(3 * index) for index in range(70))
+    media_combo.write_video(path, frames, 10, rng.normal(0, 0.1, 7 * 16000).astype(np.float32), 16000)
+    return path
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout, stderr."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def assert_one_error_line(outcome, *words):
+    code, _, err = outcome
+    assert code == 2
+    assert err.startswith("combo-hf: error: ") and err.endswith("\n") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+def test_predict_writes_what_was_asked_for(capsys, film, tiny_folder, tmp_path):
+    out = tmp_path / "new" / "out"
+    code, stdout, stderr = run(capsys, "predict", film, "--output", out, "--model", tiny_folder, "--masks", "--json",
+                               "--sheet", "--fps", 2, "--batch-size", 2)  # fmt: skip
+    assert (code, stderr) == (0, "")
+    assert {path.name for path in out.iterdir()} == {
+        "street scene_overlay.mp4", "street scene_masks", "street scene.json", "street scene_sheet.png"}  # fmt: skip
+    for path in out.iterdir():
+        assert str(path) in stdout
+    masks = sorted((out / "street scene_masks").iterdir())
+    assert len(masks) == 14
+    with Image.open(masks[0]) as mask:
+        assert mask.mode == "P" and mask.size == (WIDTH, HEIGHT)
+    report = json.loads((out / "street scene.json").read_text())
+    assert report["size"] == [WIDTH, HEIGHT] and report["fps"] == 2 and report["has_audio"] is True
+    np.testing.assert_allclose([frame["timestamp"] for frame in report["frames"]], (np.arange(14) + 15 / 16) / 2)
+    info = media_combo.probe_media(out / "street scene_overlay.mp4")
+    assert (info.width, info.height, info.seconds, info.has_audio) == (WIDTH, HEIGHT, 7, True)
+    with Image.open(out / "street scene_sheet.png") as sheet:
+        assert sheet.width > 10 * 150
+    assert "bundled" not in stdout
+
+
+def test_predict_replaces_older_results(capsys, film, tiny_folder, tmp_path):
+    (tmp_path / "street scene_masks").mkdir()
+    (tmp_path / "street scene_masks" / "old.png").touch()
+    arguments = ("predict", film, "--output", tmp_path, "--model", tiny_folder, "--masks")
+    assert run(capsys, *arguments)[0] == run(capsys, *arguments)[0] == 0
+    assert len(list((tmp_path / "street scene_masks").iterdir())) == 7
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_predict_of_several_films(capsys, film, tiny_folder, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"nothing")
+    outcome = run(capsys, "predict", film, broken, film, "--output", tmp_path / "out", "--model", tiny_folder)
+    assert_one_error_line(outcome, "broken.mp4: ")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"street scene_overlay.mp4", "street scene-2_overlay.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("nosuch.mp4", None, ["nosuch.mp4: no such file"]),
+        ("empty.mp4", b"", ["empty.mp4: "]),
+        ("text.mp4", b"some text\n" * 50, ["text.mp4: "]),
+    ],
+)
+def test_bad_films(capsys, tiny_folder, tmp_path, name, content, words):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    out = tmp_path / "out" / "deep"
+    assert_one_error_line(run(capsys, "predict", tmp_path / name, "--output", out, "--model", tiny_folder), *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["COMMAND"]),
+        (["nosuch"], ["nosuch"]),
+        (["predict"], ["source", "--output"]),
+        (["predict", "FILM", "--output", "OUT", "--fps", "0"], ["--fps", "'0'"]),
+        (["predict", "FILM", "--output", "OUT", "--batch-size", "x"], ["--batch-size"]),
+        (["predict", "FILM", "--output", "OUT", "--device", "nosuch"], ["--device", "nosuch"]),
+        (["predict", "FILM", "--output", "OUT", "--model", "nosuch"], ["nosuch: no such folder"]),
+        (["predict", "FILM", "--output", "FILM", "--model", "TINY"], ["street scene.mp4"]),
+        (["predict", "FOLDER", "--output", "OUT", "--model", "TINY"], ["is a folder"]),
+        (["info", "nosuch"], ["nosuch"]),
+        (["data"], ["COMMAND"]),
+        (["data", "synthesize", "--output", "OUT", "--kind", "nosuch"], ["nosuch"]),
+    ],
+)
+def test_bad_arguments(capsys, film, tiny_folder, tmp_path, arguments, words):
+    places = {"FILM": film, "OUT": tmp_path / "out", "TINY": tiny_folder, "FOLDER": tmp_path}
+    outcome = run(capsys, *[places.get(argument, argument) for argument in arguments])
+    assert_one_error_line(outcome, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_debug_shows_the_exception(tmp_path, tiny_folder):
+    with pytest.raises(ValueError, match="nosuch"):
+        cli.main(["predict", "nosuch.mp4", "--output", str(tmp_path), "--model", tiny_folder, "--debug"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError("no more")])
+def test_nothing_partial_is_left(capsys, film, tiny_folder, tmp_path, monkeypatch, error):
+    """Interrupted or failed in the middle, the folder is as it was."""
+    (tmp_path / "street scene_overlay.mp4").write_text("older")
+    note = prediction._Collector._note
+
+    def stop_later(self, frame):
+        note(self, frame)
+        if len(self.facts) == 6:
+            raise error
+
+    monkeypatch.setattr(prediction._Collector, "_note", stop_later)
+    arguments = ("predict", film, "--output", tmp_path, "--model", tiny_folder, "--masks", "--json", "--sheet")
+    code, _, err = run(capsys, *arguments)
+    assert code == (130 if error is KeyboardInterrupt else 2) and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["street scene_overlay.mp4"]
+    assert (tmp_path / "street scene_overlay.mp4").read_text() == "older"
+
+
+@pytest.mark.parametrize("command", [["demo"], ["predict"], ["info"], ["data", "synthesize"]])
+def test_help_has_an_example(capsys, command):
+    code, stdout, _ = run(capsys, *command, "--help")
+    assert code == 0 and f"Example: combo-hf {' '.join(command)}" in " ".join(stdout.split())
+
+
+def test_info(capsys, tiny_folder):
+    code, stdout, stderr = run(capsys, "info")
+    assert (code, stderr) == (0, "") and "transformers" in stdout and "bundled weights" in stdout
+    code, stdout, stderr = run(capsys, "info", tiny_folder)
+    assert (code, stderr) == (0, "")
+    counts = [int(line.split()[1].replace(",", "")) for line in stdout.splitlines()]
+    assert sum(counts[:-1]) == counts[-1] > 1000
+
+
+def test_demo_with_these_weights(capsys, film, tiny_folder, tmp_path, monkeypatch):
+    """The bundled clip and weights are replaced: what is tested is what is written and said."""
+    import combo_hf
+
+    monkeypatch.setattr(combo_hf, "ASSETS", tmp_path)
+    monkeypatch.setattr(combo_hf, "BUNDLED_MODEL", tiny_folder)
+    assert_one_error_line(run(capsys, "demo", "--output", tmp_path / "demo"), "demo_clip.mp4")
+    (tmp_path / "demo_clip.mp4").write_bytes(film.read_bytes())
+    code, stdout, stderr = run(capsys, "demo", "--output", tmp_path / "demo")
+    assert (code, stderr) == (0, "")
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo_overlay.mp4", "demo_sheet.png"}
+    assert "What sounds when: " in stdout and "synthetic scenes" in stdout
+
+
+def test_synthesize(capsys, tmp_path):
+    code, stdout, stderr = run(capsys, "data", "synthesize", "--output", tmp_path, "--clips", 1, "--kind", "s4")
+    assert (code, stderr) == (0, "") and str(tmp_path) in stdout
+    (video,) = tmp_path.rglob("*.mp4")
+    assert media_combo.probe_media(video).seconds == 5
+    assert json.loads((tmp_path / "clips.jsonl").read_text())["sounding"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("a/b c.mp4", "b c"),
+        ("https://host.example/x/clip%20one.mp4?key=1", "clip one"),
+        ("https://host.example/", "video"),
+        ("archive.tar.gz", "archive.tar"),
+    ],
+)
+def test_source_names(source, name):
+    assert prediction.source_name(source) == name
+
+
+def test_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "combo_hf", "predict"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("combo-hf: error: ") and done.stderr.count("\n") == 1

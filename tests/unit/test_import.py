@@ -1,0 +1,122 @@
+"""What `import combo_hf` costs and does, and the rules for the files that ship with a checkpoint."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+PACKAGE = Path(__file__).resolve().parents[2] / "combo_hf"
+CORE = sorted(path for path in PACKAGE.glob("*_combo*.py"))
+OPTIONAL = set("torchaudio torchvision av scipy skimage soundfile datasets evaluate gradio tqdm".split())
+REQUIRED = {"torch", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub"}
+
+
+def run_python(code, *paths, **options):
+    search = "".join(f"sys.path.insert(0, {str(path)!r});" for path in (PACKAGE.parent, *paths))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import sys;{search}{code}"], capture_output=True, text=True, **options
+    )
+
+
+def test_import_is_quiet_and_light():
+    heavy = ("gradio", "evaluate", "datasets", "skimage", "matplotlib", "combo_hf.visualization", "combo_hf.cli")
+    done = run_python(f"import combo_hf; print([name for name in {heavy} if name in sys.modules])")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+def test_public_names_exist():
+    code = (
+        "import combo_hf, importlib.util as u;"
+        "names = [n for n in combo_hf.__all__ if n not in combo_hf._PUBLIC"
+        " or u.find_spec('combo_hf.' + combo_hf._PUBLIC[n].split('.')[0])];"
+        "from combo_hf import ComboConfig, ComboModel, ComboForAudioVisualSegmentation, ComboProcessor;"
+        "from combo_hf import ComboImageProcessor, ComboFeatureExtractor, AudioVisualSegmentationPipeline;"
+        "from combo_hf import paint_maskige;"
+        "import combo_hf.metrics; combo_hf.visualization.overlay; assert set(names) <= set(dir(combo_hf));"
+        "combo_hf.nosuch"
+    )
+    done = run_python(code)
+    assert done.stderr.strip().endswith("AttributeError: module 'combo_hf' has no attribute 'nosuch'")
+
+
+def test_auto_classes_know_the_architecture(tiny_folder):
+    import transformers
+
+    import combo_hf
+
+    for auto, expected in [
+        (transformers.AutoConfig, combo_hf.ComboConfig),
+        (transformers.AutoModel, combo_hf.ComboForAudioVisualSegmentation),
+        (transformers.AutoModelForUniversalSegmentation, combo_hf.ComboForAudioVisualSegmentation),
+        (transformers.AutoImageProcessor, combo_hf.ComboImageProcessor),
+        (transformers.AutoFeatureExtractor, combo_hf.ComboFeatureExtractor),
+        (transformers.AutoProcessor, combo_hf.ComboProcessor),
+    ]:
+        assert type(auto.from_pretrained(tiny_folder)) is expected
+
+
+def test_a_task_without_a_model_loads_the_bundled_weights(tiny_folder, monkeypatch):
+    """The registry's default is a folder, so nothing is asked of a network."""
+    import transformers
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    import combo_hf
+
+    task = PIPELINE_REGISTRY.supported_tasks[combo_hf.TASK]
+    assert task["default"]["model"][0] == str(combo_hf.BUNDLED_MODEL)
+    if not (combo_hf.BUNDLED_MODEL / "config.json").is_file():
+        monkeypatch.setitem(task, "default", {"model": (tiny_folder, "main")})
+    pipe = transformers.pipeline("audio-visual-segmentation", device="cpu")
+    assert isinstance(pipe, combo_hf.AudioVisualSegmentationPipeline)
+
+
+@pytest.mark.parametrize("error", ["OSError('Could not load it')", "RuntimeError('CUDA 13.2')", "ImportError('x')"])
+def test_a_broken_torchaudio_gives_one_clear_error(tmp_path, error):
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text(f"raise {error}\n")
+    done = run_python("import combo_hf", tmp_path)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and done.stdout == ""
+    assert "During handling" not in done.stderr and "direct cause" not in done.stderr
+    assert lines[-1].startswith("ImportError: combo_hf needs a torch and a torchaudio built for each other, found ")
+    assert "pip install" in lines[-1]
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_core_files_are_flat(path):
+    """Remote code is carried by a regular expression over the text: only flat siblings, named one by one."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    siblings = {other.stem for other in CORE}
+    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module in siblings, f"line {node.lineno}: from .{node.module or ''}"
+            continue
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        for name in names:
+            root = name.split(".")[0]
+            assert root != "combo_hf", f"line {node.lineno}: absolute import of the package"
+            if root in OPTIONAL:
+                assert id(node) in guarded, f"line {node.lineno}: {root} outside of try"
+            else:
+                assert root in REQUIRED | set(sys.stdlib_module_names), f"line {node.lineno}: {root}"
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if re.match(r"\s*(import|from)\s", line)]
+    statements = {node.lineno for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))}
+    assert set(lines) <= statements, "a line of text looks like an import"
+
+
+def test_the_core_is_what_the_pipeline_reaches():
+    """No file of the core is left behind when a checkpoint is exported."""
+    from transformers.dynamic_module_utils import get_relative_import_files
+
+    reached = set()
+    for name in ("modeling_combo", "processing_combo", "pipeline_combo"):
+        entry = PACKAGE / f"{name}.py"
+        reached |= {entry.name} | {Path(file).name for file in get_relative_import_files(str(entry))}
+    assert reached == {path.name for path in CORE}
