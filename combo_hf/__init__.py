@@ -1,9 +1,11 @@
 """COMBO audio-visual segmentation for the Hugging Face stack: which pixels make this sound?
 
-After `import combo_hf`, `transformers` knows the architecture: `AutoModel`, `AutoProcessor` and their siblings load its
-checkpoints, and `transformers.pipeline("audio-visual-segmentation")` exists. The import costs torch and transformers;
-everything else is imported when its name is first used.
+After `import combo_hf`, `transformers` knows the architecture: `AutoModel`, `AutoProcessor` and their siblings load
+its checkpoints, and `transformers.pipeline("audio-visual-segmentation")` exists. The import costs torch and
+transformers; everything else is imported when its name is first used.
 """
+
+# ruff: noqa: F401 (the imports under TYPE_CHECKING are the public names, for editors and type checkers)
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ _PUBLIC = {
 }
 _SUBMODULES = ("conversion", "data", "metrics", "proposals", "training", "visualization")
 
-__all__ = ["load_pipeline", *_PUBLIC, *_SUBMODULES]
+__all__ = ["load_pipeline", "resolve_model", *_PUBLIC, *_SUBMODULES]
 
 if TYPE_CHECKING:
     from .configuration_combo import ComboConfig
@@ -81,8 +83,8 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
     """The pipeline of a checkpoint, without `trust_remote_code`: the code is this package's.
 
     Args:
-        repo_or_folder: Hub id or local folder; `None`: the small weights that come with the package, which know only the
-            synthetic scenes of `combo_hf.data.synthetic`.
+        repo_or_folder: Hub id or local folder; `None`: the small weights that come with the package, which know only
+            the synthetic scenes of `combo_hf.data.synthetic`.
         **kwargs: as for `transformers.pipeline`: `device`, `dtype`, `batch_size`, `proposal_generator`, `fps`, ...
 
     Raises:
@@ -94,13 +96,29 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
     """
     from transformers import pipeline
 
+    from .pipeline_combo import AudioVisualSegmentationPipeline
+
+    name = resolve_model(repo_or_folder)
+    return pipeline(TASK, model=name, pipeline_class=AudioVisualSegmentationPipeline, **kwargs)
+
+
+def resolve_model(repo_or_folder: str | Path | None = None) -> str:
+    """Folder or Hub id as `from_pretrained` takes it; `None` is the bundled model. A misspelt folder is found here.
+
+    Raises:
+        FileNotFoundError: neither a checkpoint's folder nor of the form `org/name`.
+    """
     source = Path(BUNDLED_MODEL if repo_or_folder is None else repo_or_folder)
-    if repo_or_folder is None and not (source / "config.json").is_file():
+    if source.is_dir():
+        if not (source / "config.json").is_file():
+            raise FileNotFoundError(f"{source}: no checkpoint, config.json is missing.")
+        return str(source)
+    if repo_or_folder is None:
         raise FileNotFoundError(f"the bundled weights are missing from {source}; reinstall combo-hf or name a model.")
-    name = str(source) if source.is_dir() else str(repo_or_folder)
-    if not source.is_dir() and (isinstance(repo_or_folder, Path) or name.count("/") != 1 or name[0] in "./~"):
-        raise FileNotFoundError(f"{name}: no such folder; give a folder with config.json or a Hub id such as org/name.")
-    return pipeline(TASK, model=name, pipeline_class=__getattr__("AudioVisualSegmentationPipeline"), **kwargs)
+    name = str(repo_or_folder)
+    if isinstance(repo_or_folder, Path) or name.count("/") != 1 or name[0] in "./~":
+        raise FileNotFoundError(f"{name}: no such folder; give a folder with config.json or a Hub id (org/name).")
+    return name
 
 
 def _check_torchaudio() -> None:
@@ -119,8 +137,7 @@ def _check_torchaudio() -> None:
         return
     raise ImportError(
         f"combo_hf needs a torch and a torchaudio built for each other, found {' and '.join(versions)} ({reason}). "
-        "Install the pair: pip install --force-reinstall 'torch>=2.11,<2.15' 'torchaudio==2.11.*' "
-        "(without a GPU add: --index-url https://download.pytorch.org/whl/cpu)"
+        "Install the pair: pip install --force-reinstall 'torch>=2.11,<2.15' 'torchaudio==2.11.*'"
     )
 
 
@@ -129,8 +146,14 @@ def _register() -> None:
 
     `transformers.pipelines` is loaded with the model classes anyway: registering at once costs nothing more.
     """
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
-    from transformers import AutoModelForUniversalSegmentation, AutoProcessor
+    from transformers import (
+        AutoConfig,
+        AutoFeatureExtractor,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForUniversalSegmentation,
+        AutoProcessor,
+    )
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_combo import ComboConfig
@@ -141,7 +164,7 @@ def _register() -> None:
     from .processing_combo import ComboProcessor
 
     AutoConfig.register("combo", ComboConfig, exist_ok=True)
-    # A remote-code pipeline can only name a class that transformers has, hence AutoModel is the one with the task's head.
+    # A remote-code pipeline can only name a class of transformers: AutoModel gives the model that the task needs.
     AutoModel.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)
     AutoModelForUniversalSegmentation.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)
     AutoImageProcessor.register(ComboConfig, image_processor_classes={"pil": ComboImageProcessor}, exist_ok=True)
@@ -162,4 +185,4 @@ def _register() -> None:
 
 
 _check_torchaudio()
-# TEMP _register()
+_register()

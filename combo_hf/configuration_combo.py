@@ -1,7 +1,7 @@
 """Configuration of COMBO: every size, switch and loss weight of the network, as JSON, and the presets.
 
-Sources: paper (CVPR 2024) section 3 and appendix Table I; the released configurations. Where the release departs from the
-paper, the value of the release is the default and the field says so.
+Sources: paper (CVPR 2024) section 3 and appendix Table I; the released configurations. Where the release departs from
+the paper, the value of the release is the default and the field says so.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 AVSS_CLASSES = (
     "background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog "
     "donkey drum duck elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan "
-    "harmonica harp helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot piano "
-    "pig pipa saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck trumpet tuba "
-    "ukulele utv vacuum-cleaner violin wolf woman"
+    "harmonica harp helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot "
+    "piano pig pipa saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck "
+    "trumpet tuba ukulele utv vacuum-cleaner violin wolf woman"
 ).split()
 
 BINARY_CLASSES = ["background", "sounding object"]
@@ -49,14 +49,16 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 VGGISH = {"channels": [[64], [128], [256, 256], [512, 512]], "hidden_sizes": [4096, 4096], "embedding_size": 128}
 
-# The three subsets differ in these facts only. (window: the release counts a 10-frame clip as two halves of 5 in L_ada.)
+# The three subsets differ in these facts only. (window: the release counts a 10-frame clip as two halves of 5 in
+# L_ada.)
 SUBSETS: dict[str, dict[str, Any]] = {
     "s4": {"classes": BINARY_CLASSES, "num_frames": 5, "consistency_window": 5},
     "ms3": {"classes": BINARY_CLASSES, "num_frames": 5, "consistency_window": 5},
     "avss": {"classes": AVSS_CLASSES, "num_frames": 10, "consistency_window": 5},
 }
 
-# Small enough to train on a laptop and to ship: the same parts, fewer of each. Trained from scratch, hence no frozen parts.
+# Small enough to train on a laptop and to ship: the same parts, fewer of each. Trained from scratch, hence no frozen
+# parts.
 TINY: dict[str, Any] = {
     "image_size": 96,
     "audio_config": {"channels": [[16], [24], [32], [48]], "hidden_sizes": [128], "embedding_size": 64},
@@ -81,9 +83,12 @@ class ComboConfig(PretrainedConfig):
     r"""Configuration of [`ComboModel`] and [`ComboForAudioVisualSegmentation`].
 
     Args:
-        backbone_config (`dict` or `PretrainedConfig`): visual backbone, built by `AutoBackbone`; four stages, strides 4 to 32.
-        use_maskige (`bool`): encode the Maskige beside the frame (Siam encoder). Off: frames only, `maskige_values=None`.
-        share_encoders (`bool`): one backbone for frame and Maskige. The release has two (same architecture, own weights).
+        backbone_config (`dict` or `PretrainedConfig`): visual backbone, built by `AutoBackbone`; four stages, strides
+            4 to 32.
+        use_maskige (`bool`): encode the Maskige beside the frame (Siam encoder). Off: frames only,
+            `maskige_values=None`.
+        share_encoders (`bool`): one backbone for frame and Maskige. The release has two (same architecture, own
+            weights).
         freeze_batch_norm (`bool`): batch norms of the backbone keep statistics and affine (FrozenBN of the release).
         channel_reduction (`int`): W1 of the channel weights maps C to C / channel_reduction.
         audio_config (`dict`): VGGish sizes: `channels` per pooling block, `hidden_sizes`, `embedding_size`.
@@ -91,21 +96,24 @@ class ComboConfig(PretrainedConfig):
         hidden_dim (`int`): d of the paper, width of pixel decoder, mask features and queries.
         num_attention_heads (`int`): heads of pixel decoder and query decoder.
         pixel_decoder_layers, pixel_decoder_points, pixel_decoder_feedforward_dim (`int`): deformable encoder.
-        fusion (`bool`): bilateral fusion. The released AVSS/R50 *test* configuration switches it off, its training one not.
+        fusion (`bool`): bilateral fusion. The released AVSS/R50 *test* configuration switches it off, its training one
+            not.
         fusion_heads, fusion_dropout, fusion_gate_init: heads, dropout on the attention, start of both residual gates.
         audio_hidden_dim (`int`): width of the audio MLP 128 -> 4096 -> 4096 -> d.
         num_queries, decoder_layers, decoder_feedforward_dim (`int`): masked-attention decoder (9 layers = 3 rounds).
         audio_query_layout (`"per_frame"` or `"official"`): which second each query hears. There is a reshape without a
-            transpose in the release: with T frames and Q queries, query q of frame t hears frame `(q * T + t) // Q` (and, in
-            a batch, other clips). `"official"` does the same inside each clip, which is what the published numbers (batch of
-            one) use, and what converted weights need; `"per_frame"` gives every query its own frame's sound.
-        image_size (`int`), num_frames (`int`): side of the square input and frames per clip the weights were trained for.
+            transpose in the release: with T frames and Q queries, query q of frame t hears frame `(q * T + t) // Q`
+            (and, in a batch, other clips). `"official"` does the same inside each clip, which is what the published
+            numbers (batch of one) use, and what converted weights need; `"per_frame"` gives every query its own
+            frame's sound.
+        image_size (`int`), num_frames (`int`): side of the square input and frames per clip the weights were trained
+            for.
         class_weight, mask_weight, dice_weight (`float`): lambda of class, BCE and dice, in matching and loss.
-        consistency_weight (`float`): lambda of the inter-frame consistency (10 in every released configuration; the paper
-            has 5 for AVSS).
+        consistency_weight (`float`): lambda of the inter-frame consistency (10 in every released configuration; the
+            paper has 5 for AVSS).
         adaptive_consistency (`bool`): weigh d = 1 - cos by exp(-d) (L_ada); off: plain cosine distance.
-        consistency_window (`int` or `None`): the clip is cut into windows of so many frames, pairs across two windows do not
-            count (release: 5, hence a 10-frame clip counts as two halves). `None`: all neighbours of the clip.
+        consistency_window (`int` or `None`): the clip is cut into windows of so many frames, pairs across two windows
+            do not count (release: 5, hence a 10-frame clip counts as two halves). `None`: all neighbours of the clip.
         no_object_weight (`float`): class weight of "no object".
         train_num_points, oversample_ratio, importance_sample_ratio: point sampling of the mask losses.
         id2label (`dict`): class names; index 0 is the background, which is a predicted class. Default: two classes.
@@ -212,10 +220,14 @@ class ComboConfig(PretrainedConfig):
         if self.consistency_window is not None and self.consistency_window < 2:
             raise ValueError(f"consistency_window is {self.consistency_window}; use None or at least 2 frames.")
         if self.num_labels < 2:
-            raise ValueError(f"{self.num_labels} label(s); the background (index 0) and at least one class are needed.")
+            raise ValueError(
+                f"{self.num_labels} label(s); the background (index 0) and at least one class are needed."
+            )
         missing = {"channels", "hidden_sizes", "embedding_size"} - set(self.audio_config)
         if missing or len(self.audio_config["channels"]) != 4:
-            raise ValueError(f"audio_config needs 4 blocks of channels, hidden_sizes and embedding_size: {self.audio_config}")
+            raise ValueError(
+                f"audio_config needs 4 blocks of channels, hidden_sizes and embedding_size: {self.audio_config}"
+            )
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> ComboConfig:

@@ -1,8 +1,9 @@
 """Losses of COMBO: Hungarian matching, class, mask (BCE and dice on sampled points), adaptive inter-frame consistency.
 
-Mask2Former's criterion (targets: one binary mask per class present in an annotated frame, background included) with deep
-supervision of the learned queries and every layer, plus L_ada (paper section 3.5) on all predictions but the last. The matching
-of all layers and frames is brought to the CPU in one transfer; the masks of all layers share one call per loss.
+Mask2Former's criterion (targets: one binary mask per class present in an annotated frame, background included) with
+deep supervision of the learned queries and every layer, plus L_ada (paper section 3.5) on all predictions but the
+last. The matching of all layers and frames is brought to the CPU in one transfer; the masks of all layers share one
+call per loss.
 
 Axes: L predictions, A annotated frames, F packed frames, Q queries, K classes, P points, R matched pairs.
 """
@@ -38,9 +39,9 @@ class ComboLoss(nn.Module):
         num_frames: list[int],
     ) -> dict[str, torch.Tensor]:
         """Args:
-            predictions: (class logits (F, Q, K + 1), mask logits (F, Q, h, w)) of the learned queries and all layers.
-            mask_labels, class_labels: per annotated frame (C_i, H, W) and (C_i,).
-            label_frames: (F,) bool, which frames they belong to. num_frames: frames per clip.
+        predictions: (class logits (F, Q, K + 1), mask logits (F, Q, h, w)) of the learned queries and all layers.
+        mask_labels, class_labels: per annotated frame (C_i, H, W) and (C_i,).
+        label_frames: (F,) bool, which frames they belong to. num_frames: frames per clip.
         """
         weights = self.config
         classes = [logits[label_frames] for logits, _ in predictions]  # L x (A, Q, K + 1)
@@ -72,7 +73,7 @@ class ComboLoss(nn.Module):
         mask_labels: list[torch.Tensor],
         class_labels: list[torch.Tensor],
     ) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Hungarian matching of every layer and annotated frame: L lists of A pairs (query indices, target indices)."""
+        """Hungarian matching per layer and annotated frame: L lists of A pairs (query indices, target indices)."""
         try:
             from scipy.optimize import linear_sum_assignment
         except ImportError as error:
@@ -184,9 +185,7 @@ class ComboLoss(nn.Module):
         return count.clamp(min=1)
 
 
-def consistency_loss(
-    masks: torch.Tensor, num_frames: list[int], window: int | None, adaptive: bool
-) -> torch.Tensor:
+def consistency_loss(masks: torch.Tensor, num_frames: list[int], window: int | None, adaptive: bool) -> torch.Tensor:
     """L_ada: mean over neighbouring frames of d exp(-d), d = 1 - cos of all Q mask logits of the two frames.
 
     Args: masks (F, Q, h, w); num_frames: frames per clip; window: pairs across windows of so many frames do not count;
@@ -201,7 +200,10 @@ def consistency_loss(
     if not first:
         return flat.sum() * 0
     index = torch.tensor(first, device=masks.device)
-    distance = 1 - nnf.cosine_similarity(flat[index], flat[index + 1], dim=1)
+    power = flat.square().sum(1) + 1e-12  # (F,); a flat mask of zeros has no direction, but must have a gradient
+    # plain sums, because they add in a tree; the norms inside nnf.cosine_similarity do not and move 1 - cos by 1e-5
+    product = (flat[index] * flat[index + 1]).sum(1)
+    distance = 1 - product / (power[index] * power[index + 1]).sqrt()
     return (distance * (-distance).exp() if adaptive else distance).mean()
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -115,10 +116,9 @@ def probe_media(source: Any) -> MediaInfo:
         codec = None if sound is None else sound.stream.codec_context
         track.end = end
         rate = track.stream.average_rate
-        is_local = media.path is not None and not str(source).lower().startswith(("http://", "https://"))
         return MediaInfo(
             name=media.name,
-            path=media.path if is_local else None,
+            path=media.path,
             width=track.size[0],
             height=track.size[1],
             fps=float(rate) if rate else count / end,
@@ -220,7 +220,7 @@ def _windows(source: Any, length: int, fps: int, begin: float, end: float) -> It
 def _warnings(track: PictureTrack, sound: Any, complete: bool) -> list[str]:
     notes = track.warnings(complete)
     if sound is not None and sound.damaged:
-        notes.append(f"{sound.damaged} damaged parts of the sound were skipped.")
+        notes.append(f"damaged packets skipped in the sound: {sound.damaged}.")
     if sound is not None and complete and not sound.samples:
         notes.append("nothing of the sound can be decoded; it is silence.")
     return notes
@@ -281,12 +281,7 @@ def load_audio(source: Any) -> tuple[np.ndarray, int]:
         TypeError: another kind of source.
     """
     with open_media(source) as media, media.open() as container, media.open() as again:
-        origin = None
-        if _has_pictures(media, container):
-            track = media.pictures(container)
-            next(iter(track))
-            origin = track.origin
-        sound = media.sound(again, origin)
+        sound = media.sound(again, _first_picture(media, container))
         if sound is None:
             raise media.error("has no sound track.")
         waveform = sound.take_rest()
@@ -295,9 +290,11 @@ def load_audio(source: Any) -> tuple[np.ndarray, int]:
         return waveform, SAMPLING_RATE
 
 
-def _has_pictures(media: MediaFile, container: Any) -> bool:
+def _first_picture(media: MediaFile, container: Any) -> Fraction | None:
+    """Time stamp of the first picture in s, None if there is none."""
     try:
-        media.pictures(container)
+        track = media.pictures(container)
+        next(iter(track))
     except MediaError:
-        return False
-    return True
+        return None
+    return track.origin

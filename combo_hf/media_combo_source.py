@@ -14,12 +14,12 @@ import tempfile
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
+from urllib import request
 
 import numpy as np
 from PIL import Image
@@ -49,9 +49,9 @@ class MediaError(ValueError):
 class MediaFile:
     """One source that can be opened several times, each time from its beginning."""
 
-    def __init__(self, name: str, target: str | bytes):
+    def __init__(self, name: str, target: str | bytes, path: str | None = None):
         self.name = name
-        self.path = target if isinstance(target, str) else None
+        self.path = path  # None for what has no path of its own: bytes and downloads
         self._target = target
 
     def error(self, reason: str) -> MediaError:
@@ -70,9 +70,8 @@ class MediaFile:
         try:
             container = av.open(target, options=options, metadata_errors="ignore")
         except (av.error.FFmpegError, OSError):
-            raise self.error(
-                "cannot be read as a film or a sound (damaged, cut short, or another kind of file)."
-            ) from None
+            reason = "cannot be read as a film or a sound (damaged, cut short, or another kind of file)."
+            raise self.error(reason) from None
         try:
             yield container
         finally:
@@ -131,7 +130,7 @@ def open_media(source: Any) -> Iterator[MediaFile]:
 
 
 def _local(path: str) -> MediaFile:
-    media = MediaFile(os.path.basename(os.path.normpath(path)) or path, path)
+    media = MediaFile(os.path.basename(os.path.normpath(path)) or path, path, path)
     if os.path.isdir(path):
         raise media.error("is a folder; pass a file.")
     if not os.path.isfile(path):
@@ -160,16 +159,11 @@ def _download(url: str, path: str, name: str) -> None:
         raise MediaError(f"{name}: empty (0 bytes).")
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    opener = urllib.request.OpenerDirector()  # build_opener would also follow a redirect to ftp
+def _opener() -> request.OpenerDirector:
+    opener = request.OpenerDirector()  # build_opener would also follow a redirect to ftp
     for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
+        *(request.ProxyHandler, request.UnknownHandler, request.HTTPHandler, request.HTTPSHandler),
+        *(request.HTTPDefaultErrorHandler, request.HTTPRedirectHandler, request.HTTPErrorProcessor),
     ):
         opener.add_handler(handler())
     return opener
@@ -298,7 +292,7 @@ class PictureTrack(_Track):
 
     def warnings(self, complete: bool) -> list[str]:
         """What the reader of the result should know; `complete`: the track was read to its end."""
-        notes = [f"{self.damaged} damaged parts of the film were skipped."] if self.damaged else []
+        notes = [f"damaged packets skipped in the film: {self.damaged}."] if self.damaged else []
         promised = float((self.stream.duration or 0) * self.stream.time_base)
         if complete and promised - self.end > 0.5:
             notes.append(f"the film breaks off at {self.end:.2f} s; its header says {promised:.2f} s.")

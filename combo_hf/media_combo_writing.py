@@ -30,9 +30,9 @@ ENDINGS = (".mp4", ".m4v", ".mov")
 X264_OPTIONS = {"preset": "veryfast"}
 CONTOUR_ALPHA = 0.35  # added to alpha on the contour of a segment
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
-# Y, Cb, Cr of limited range from R, G, B of 0..255, by matrix coefficients (ITU-R BT.601 and BT.709).
-_LUMA = {"bt601": (0.299, 0.587, 0.114), "bt709": (0.2126, 0.7152, 0.0722)}
+_LUMA = {"bt601": (0.299, 0.587, 0.114), "bt709": (0.2126, 0.7152, 0.0722)}  # shares of R, G, B (ITU-R)
 _BT709 = 1  # number of the BT.709 matrix in H.273; 0 is RGB, 2 unknown
+_FULL_RANGE = 2  # of AVColorRange: Y, Cb, Cr use 0..255 (Motion JPEG, some phones), not 16..235 and 16..240
 
 
 def write_overlay_video(
@@ -204,7 +204,16 @@ def _picture_stream(output: Any, track: PictureTrack) -> Any:
     if source.codec_context.colorspace not in (0, 2):  # neither RGB nor unknown
         for name in ("colorspace", "color_primaries", "color_trc"):
             setattr(stream.codec_context, name, getattr(source.codec_context, name))
+    if _is_full_range(track):
+        stream.codec_context.color_range = _FULL_RANGE
     return stream
+
+
+def _is_full_range(track: PictureTrack) -> bool:
+    codec = track.stream.codec_context
+    return codec.pix_fmt is not None and (
+        codec.pix_fmt.startswith("yuvj") or (codec.pix_fmt.startswith("yuv") and codec.color_range == _FULL_RANGE)
+    )
 
 
 def _sound_packets(media: MediaFile, film: Any, output: Any, shift: Fraction) -> Iterator[tuple[float, Any]]:
@@ -249,7 +258,8 @@ class _Painter:
         self._maps = iter(maps)
         self._fps, self._alpha, self._track = fps, alpha, track
         self._colors = colors
-        self._yuv = _to_yuv(colors, "bt709" if track.stream.codec_context.colorspace == _BT709 else "bt601")
+        matrix = "bt709" if track.stream.codec_context.colorspace == _BT709 else "bt601"
+        self._yuv = _to_yuv(colors, matrix, _is_full_range(track))
         self._weights: list[tuple[tuple[slice, slice], np.ndarray, np.ndarray]] = []
         self._slot = -1
         self._next: tuple[int, np.ndarray] | None = None
@@ -311,20 +321,15 @@ class _Painter:
         return weights
 
 
-def _to_yuv(colors: np.ndarray, matrix: str) -> np.ndarray:
-    """RGB `(K, 3)` to Y, Cb, Cr of limited range, uint16 `(K, 3)`."""
+def _to_yuv(colors: np.ndarray, matrix: str, full: bool) -> np.ndarray:
+    """RGB `(K, 3)` to Y, Cb, Cr, uint16 `(K, 3)`."""
     red, green, blue = _LUMA[matrix]
     rgb = colors.astype(np.float64) / 255
     luma = rgb @ np.array([red, green, blue])
-    yuv = np.stack(
-        [
-            16 + 219 * luma,
-            128 + 112 * (rgb[:, 2] - luma) / (1 - blue),
-            128 + 112 * (rgb[:, 0] - luma) / (1 - red),
-        ],
-        axis=1,
-    )
-    return np.rint(yuv).astype(np.uint16)
+    half = (rgb[:, 2] - luma) / (1 - blue) / 2, (rgb[:, 0] - luma) / (1 - red) / 2  # -0.5 .. 0.5
+    floor, light, tint = (0, 255, 255) if full else (16, 219, 224)
+    yuv = np.stack([floor + light * luma, 128 + tint * half[0], 128 + tint * half[1]], axis=1)
+    return np.rint(yuv).clip(0, 255).astype(np.uint16)
 
 
 def _contour(label_map: np.ndarray) -> np.ndarray:

@@ -7,10 +7,10 @@
                                      audio projection -> query audio (F,Q,d) -> masked-attention decoder <-+
                                                                                  -> classes and masks per query
 
-Axes used in all files: B clips, T frames of a clip, F packed frames (the sum of T over the batch), Q queries, K classes
-(background included, index 0), C channels, d hidden width, D audio width, H W image, h w = H/4 W/4 mask, S tokens of a scale.
-Clips of different length share a batch without padding; `num_frames` (B,) says where each ends. Nothing in evaluation mode
-depends on the other clips of a batch.
+Axes used in all files: B clips, T frames of a clip, F packed frames (the sum of T over the batch), Q queries, K
+classes (background included, index 0), C channels, d hidden width, D audio width, H W image, h w = H/4 W/4 mask, S
+tokens of a scale. Clips of different length share a batch without padding; `num_frames` (B,) says where each ends.
+Nothing in evaluation mode depends on the other clips of a batch.
 """
 
 from __future__ import annotations
@@ -215,11 +215,15 @@ def check_inputs(
     """Raise `ValueError` where the inputs of the network do not fit; returns the frames of each clip."""
     shape = tuple(pixel_values.shape)
     if len(shape) != 4 or shape[1] != 3 or not shape[0] or shape[2] % 32 or shape[3] % 32 or not shape[2] * shape[3]:
-        raise ValueError(f"pixel_values must be (F, 3, H, W), H and W multiples of 32, at least one frame; got {shape}.")
+        raise ValueError(
+            f"pixel_values must be (F, 3, H, W), H and W multiples of 32, at least one frame; got {shape}."
+        )
     if config.use_maskige:
         if maskige_values is None:
-            raise ValueError("maskige_values is missing; this model was built with use_maskige=True. "
-                             "Pass what the processor returns, or build the model with use_maskige=False.")  # fmt: skip
+            raise ValueError(
+                "maskige_values is missing; this model was built with use_maskige=True. "
+                "Pass what the processor returns, or build the model with use_maskige=False."
+            )
         if maskige_values.shape != pixel_values.shape:
             raise ValueError(f"maskige_values {tuple(maskige_values.shape)} must have pixel_values' shape {shape}.")
     elif maskige_values is not None:
@@ -246,7 +250,9 @@ def check_labels(
     if label_frames is None:
         label_frames = torch.ones(frames, dtype=torch.bool, device=pixel_values.device)
     if tuple(label_frames.shape) != (frames,) or label_frames.dtype != torch.bool:
-        raise ValueError(f"label_frames must be bool ({frames},), got {label_frames.dtype} {tuple(label_frames.shape)}.")
+        raise ValueError(
+            f"label_frames must be bool ({frames},), got {label_frames.dtype} {tuple(label_frames.shape)}."
+        )
     count = int(label_frames.sum())
     if class_labels is None or not len(mask_labels) == len(class_labels) == count:
         got = (len(mask_labels), None if class_labels is None else len(class_labels))

@@ -1,9 +1,9 @@
 """Masked-attention decoder with audio queries (paper section 3.4; Mask2Former's decoder, post-norm, no dropout).
 
-Queries start as learned features plus the sound; each layer looks at one of three scales, only inside the mask predicted
-so far, then at the other queries. Departure (equal up to rounding): outside training, the attention masks of a layer come from
-mask features resized once per scale, because bilinear resizing and the product with the mask embedding are both linear and
-can change places; full-size masks are then needed from the last layer only.
+Queries start as learned features plus the sound; each layer looks at one of three scales, only inside the mask
+predicted so far, then at the other queries. Departure (equal up to rounding): outside training, the attention masks of
+a layer come from mask features resized once per scale, because bilinear resizing and the product with the mask
+embedding are both linear and can change places; full-size masks are then needed from the last layer only.
 
 Axes: F packed frames, Q queries, K classes, d width, S tokens of a scale, h w stride-4 mask.
 """
@@ -138,8 +138,8 @@ class ComboDecoder(nn.Module):
         tap: dict[str, torch.Tensor] | None = None,
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Args: mask_features (F, d, h, w); scales: strides 32, 16, 8, each (F, d, ., .); query_audio (F, Q, d).
-        Returns: (class logits (F, Q, K + 1), mask logits (F, Q, h, w)) of the learned queries and of every layer in order;
-        only the last one unless `all_layers`."""
+        Returns: (class logits (F, Q, K + 1), mask logits (F, Q, h, w)) of the learned queries and of every layer in
+        order; only the last one unless `all_layers`."""
         keys, values = self._memory(scales)
         resized = self._resized_mask_features(mask_features, scales) if not all_layers else None
         queries = self.query_features.weight + query_audio  # (F, Q, d)
@@ -193,8 +193,8 @@ def visible_tokens(logits: torch.Tensor) -> torch.Tensor:
 def spread_audio(audio: torch.Tensor, num_frames: list[int], num_queries: int, layout: str) -> torch.Tensor:
     """Sound of the frames -> sound of the queries, (F, d) -> (F, Q, d).
 
-    `"per_frame"`: every query of a frame hears that frame. `"official"`: the reshape of the release without its transpose,
-    inside each clip of T frames: query q of frame t hears frame (q * T + t) // Q of the clip.
+    `"per_frame"`: every query of a frame hears that frame. `"official"`: the reshape of the release without its
+    transpose, inside each clip of T frames: query q of frame t hears frame (q * T + t) // Q of the clip.
     """
     if layout == "per_frame":
         return audio[:, None].expand(-1, num_queries, -1)

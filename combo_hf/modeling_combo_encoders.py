@@ -1,8 +1,8 @@
 """Encoders of COMBO: the Siam-Encoder Module over frame and Maskige, and VGGish over the log-mel.
 
-Paper section 3.2 (Siam-Encoder Module, channel weights) and 3.1 (audio). Frame and Maskige go through two backbones of one
-architecture; per level the Maskige's features are weighted by channel and added to the frame's. Departures: one module serves
-both inputs when `share_encoders` is set, and then frame and Maskige travel in one batch.
+Paper section 3.2 (Siam-Encoder Module, channel weights) and 3.1 (audio). Frame and Maskige go through two backbones of
+one architecture; per level the Maskige's features are weighted by channel and added to the frame's. Departures: one
+module serves both inputs when `share_encoders` is set, and then frame and Maskige travel in one batch.
 
 Axes: F packed frames, C channels, H W image, D audio embedding. See modeling_combo.py for the alphabet.
 """
@@ -31,8 +31,8 @@ class ComboChannelWeights(nn.Module):
 class ComboSiamEncoder(nn.Module):
     """Frames and Maskiges -> four feature maps, strides 4 to 32: F_l = F_v + a_l * F_m.
 
-    `maskige_backbone` is `None` when the encoders are shared (one module, so that safetensors holds it once) or when the
-    Maskige is not used.
+    `maskige_backbone` is `None` when the encoders are shared (one module, so that safetensors holds it once) or when
+    the Maskige is not used.
     """
 
     def __init__(self, config) -> None:
@@ -51,7 +51,7 @@ class ComboSiamEncoder(nn.Module):
             )
 
     def train(self, mode: bool = True) -> ComboSiamEncoder:
-        """Frozen parts stay frozen: `from_pretrained` makes every parameter trainable again and then calls `eval()`."""
+        """Frozen parts stay frozen: `from_pretrained` makes all parameters trainable, then calls `eval()`."""
         super().train(mode)
         if self.freeze_batch_norm:
             for module in self.modules():
@@ -59,9 +59,7 @@ class ComboSiamEncoder(nn.Module):
                     module.eval().requires_grad_(False)
         return self
 
-    def forward(
-        self, pixel_values: torch.Tensor, maskige_values: torch.Tensor | None
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(self, pixel_values: torch.Tensor, maskige_values: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Args: pixel_values (F, 3, H, W); maskige_values (F, 3, H, W) or None.
         Returns: four maps (F, C_l, H / 2^(l+1), W / 2^(l+1)), l = 1..4."""
         if not self.use_maskige:
@@ -81,8 +79,8 @@ class ComboSiamEncoder(nn.Module):
 def build_backbone(config) -> nn.Module:
     """`AutoBackbone` with the two facts in which transformers' ports differ from what COMBO was trained with.
 
-    PVTv2: layer norms inside attention and patch embedding have eps 1e-5 in the original (1e-6 elsewhere); transformers uses
-    one value. ResNet: batch norm is frozen, so its affine parameters are not trained.
+    PVTv2: layer norms inside attention and patch embedding have eps 1e-5 in the original (1e-6 elsewhere);
+    transformers uses one value. ResNet: batch norm is frozen, so its affine parameters are not trained.
     """
     backbone = AutoBackbone.from_config(config.backbone_config)
     if config.backbone_config.model_type == "pvt_v2":
@@ -99,8 +97,8 @@ def build_backbone(config) -> nn.Module:
 class ComboVGGish(nn.Module):
     """VGGish: log-mel example (96, 64) -> embedding (D,), ReLU after every layer, the last too; no PCA.
 
-    Four blocks of 3x3 convolutions, each ended by a 2x2 max pooling; then fully connected layers over (time, band, channel)
-    flattened in that order.
+    Four blocks of 3x3 convolutions, each ended by a 2x2 max pooling; then fully connected layers over (time, band,
+    channel) flattened in that order.
     """
 
     def __init__(self, config) -> None:

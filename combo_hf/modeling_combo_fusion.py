@@ -1,10 +1,10 @@
 """Bilateral-Fusion Module (paper section 3.3, "MHA-B", late fusion) and the audio projection of the queries.
 
-Each frame has one audio token, so both directions of the attention share one softmax over the frame's pixels: the visual side
-receives the audio value spread by that map, the audio side the visual values pooled by it. Facts of the release kept here:
-residuals start from the *normalised* inputs, positions enter queries and keys only, no feed-forward, gates start at 1e-4.
-Departure (equal up to rounding): with a single audio token every projection of pixels can be moved to the other side of its
-product, so that no (pixels x d x d) product is left.
+Each frame has one audio token, so both directions of the attention share one softmax over the frame's pixels: the
+visual side receives the audio value spread by that map, the audio side the visual values pooled by it. Facts of the
+release kept here: residuals start from the *normalised* inputs, positions enter queries and keys only, no
+feed-forward, gates start at 1e-4. Departure (equal up to rounding): with a single audio token every projection of
+pixels can be moved to the other side of its product, so that no (pixels x d x d) product is left.
 
 Axes: F packed frames, N pixels (h * w), d width, D audio width, M heads.
 """

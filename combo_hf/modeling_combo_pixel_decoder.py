@@ -1,10 +1,12 @@
-"""Pixel decoder: multi-scale deformable attention over strides 32, 16, 8 and one FPN step to stride 4, in plain PyTorch.
+"""Pixel decoder: multi-scale deformable attention over strides 32, 16, 8, one FPN step to stride 4, plain PyTorch.
 
-Mirrors Mask2Former's MSDeformAttnPixelDecoder as the release configures it (6 layers, 8 heads, 4 points, GroupNorm, post-norm).
-Departure: the weighted sum is taken level by level, so that the reads of all levels are never stacked; no compiled operator is
-needed. (One `embedding_bag` over all levels was tried: its backward pass sorts and cost 2 to 5 times as much.)
+Mirrors Mask2Former's MSDeformAttnPixelDecoder as the release configures it (6 layers, 8 heads, 4 points, GroupNorm,
+post-norm). Departure: the weighted sum is taken level by level, so that the reads of all levels are never stacked; no
+compiled operator is needed. (One `embedding_bag` over all levels was tried: its backward pass sorts and cost 2 to 5
+times as much.)
 
-Axes: F packed frames, S tokens of all three scales (7x7, 14x14, 28x28 for 224 pixels), d width, M heads, L levels, P points.
+Axes: F packed frames, S tokens of all three scales (7x7, 14x14, 28x28 for 224 pixels), d width, M heads, L levels, P
+points.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ class ComboDeformableAttention(nn.Module):
         reference: torch.Tensor,
         shapes: list[tuple[int, int]],
     ) -> torch.Tensor:
-        """Args: hidden, position (F, S, d) and (1, S, d); reference (S, 2) as (x, y) in [0, 1]; shapes (h, w) per level.
+        """Args: hidden, position (F, S, d) and (1, S, d); reference (S, 2) as (x, y) in [0, 1]; shapes (h, w) per
+        level.
         Returns: (F, S, d)."""
         frames, tokens, dim = hidden.shape
         query = hidden + position
@@ -89,7 +92,8 @@ def deformable_sampling(
 ) -> torch.Tensor:
     """Bilinear reads of all points, weighted and summed level by level (zeros outside, `align_corners=False`).
 
-    Args: value (F, S, d); reference (S, 2); offsets (F, S, M, L, P, 2) in pixels of the level; weights (F, S, M, L, P).
+    Args: value (F, S, d); reference (S, 2); offsets (F, S, M, L, P, 2) in pixels of the level; weights (F, S, M, L,
+    P).
     Returns: (F, S, d).
     """
     frames, tokens, dim = value.shape
@@ -144,9 +148,7 @@ class ComboPixelDecoder(nn.Module):
         )  # strides 32, 16, 8
         self.level_embed = nn.Parameter(torch.empty(3, dim))
         self.layers = nn.ModuleList(ComboPixelDecoderLayer(config) for _ in range(config.pixel_decoder_layers))
-        self.lateral = nn.Sequential(
-            nn.Conv2d(channels[0], dim, kernel_size=1, bias=False), nn.GroupNorm(groups, dim)
-        )
+        self.lateral = nn.Sequential(nn.Conv2d(channels[0], dim, kernel_size=1, bias=False), nn.GroupNorm(groups, dim))
         self.output = nn.Sequential(
             nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), nn.GroupNorm(groups, dim), nn.ReLU()
         )
@@ -158,7 +160,8 @@ class ComboPixelDecoder(nn.Module):
     def forward(
         self, feature_maps: tuple[torch.Tensor, ...], tap: dict[str, torch.Tensor] | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Args: feature_maps: strides 4 to 32; tap: filled with intermediate states by name, for inspection and parity.
+        """Args: feature_maps: strides 4 to 32; tap: filled with intermediate states by name, for inspection and
+        parity.
         Returns: mask features (F, d, h, w) and [(F, d, h/8, w/8), (F, d, h/4, w/4), (F, d, h/2, w/2)]."""
         projected = [
             project(maps) for project, maps in zip(self.input_projections, reversed(feature_maps[1:]), strict=True)

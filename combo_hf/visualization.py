@@ -1,7 +1,7 @@
 """Pictures of a result: overlays, heat maps, contact sheets and a sentence that says what sounds when.
 
-Everything here takes what [`AudioVisualSegmentationPipeline`] returns (with `return_maps=True` for heat maps and contact
-sheets) and needs Pillow and numpy only. H W are the height and width of the source.
+Everything here takes what [`AudioVisualSegmentationPipeline`] returns (with `return_maps=True` for heat maps and
+contact sheets) and needs Pillow and numpy only. H W are the height and width of the source.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def class_colors(num_labels: int) -> np.ndarray:
     colors = [(0, 0, 0)]
     for index in range(1, num_labels):
         hue = (0.95 + (index - 1) * GOLDEN_RATIO) % 1.0
-        saturation, value = ((0.80, 1.0), (0.55, 0.95), (0.95, 0.75))[index % 3]
+        saturation, value = ((0.95, 0.75), (0.80, 1.0), (0.55, 0.95))[index % 3]
         colors.append(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)))
     return np.array(colors, dtype=np.uint8)
 
@@ -121,14 +121,13 @@ def summarize(result: Mapping[str, Any]) -> str:
 
 
 def contact_sheet(
-    result: Mapping[str, Any], waveform: np.ndarray | None = None, sampling_rate: int | None = None, tile: int = 200
+    result: Mapping[str, Any], waveform: np.ndarray | None = None, tile: int = 200
 ) -> Image.Image:
     """One picture of a clip: a column per frame (frame, Maskige, heat map, mask), the sound and its labels below.
 
     Args:
         result: what the pipeline returned with `return_maps=True`.
         waveform: `(N,)` the sound of these frames; default the result's own.
-        sampling_rate: of `waveform`; default the result's own.
         tile: width of a picture in pixels.
 
     Raises:
@@ -138,7 +137,7 @@ def contact_sheet(
     if not frames or "image" not in frames[0]:
         raise ValueError("contact_sheet needs at least one frame and a result made with return_maps=True.")
     if waveform is None:
-        waveform, sampling_rate = result.get("waveform"), result.get("sampling_rate")
+        waveform = result.get("waveform")
     names = _label_names(result)
     colors = class_colors(max(len(names), 1 + max(int(frame["label_map"].max()) for frame in frames)))
     rows = [(title, key) for title, key in ROWS if frames[0].get(key) is not None]

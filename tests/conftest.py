@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fixtures_media import noise, numbered
+from fixtures_models import tiny_folder, tiny_pipe  # noqa: F401
+
+from combo_hf.media_combo import write_video
 
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -25,3 +29,9 @@ def avs_sample(shared: Path) -> Path:
     if not folder.is_dir():
         pytest.skip("needs shared/data/avs-sample, which is not here")
     return folder
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3 s, 25 numbered pictures a second of 64 x 48, with sound; not to be changed."""
+    return write_video(tmp_path_factory.mktemp("film") / "film.mp4", numbered(75), 25, noise(3))

@@ -179,7 +179,8 @@ def load_examples(path: str | Path, settings: dict[str, Any] | None = None) -> l
         ValueError: the file is no such cache, or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # opened here: of a damaged file numpy would leave its own handle open
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             if settings is not None and json.loads(str(file["settings"])) != json.loads(json.dumps(settings)):
                 return None
             arrays = {name: file[name] for name in file.files}

@@ -111,7 +111,7 @@ def train(
         output_dir (`str` or `Path`): see the head of this file.
         validation_set ([`ClipTensors`], *optional*): without it there is no `best`.
         processor ([`ComboProcessor`], *optional*): saved with every checkpoint.
-        resume (`bool`): continue from output_dir/state, bit for bit as if nothing had happened.
+        resume (`bool`): continue from output_dir/state; on a CPU bit for bit as if nothing had happened.
 
     Returns:
         [`TrainingResult`]
@@ -153,6 +153,9 @@ class _Run:
         self.progress = Progress()
         self.validation: dict[str, Any] = {}
         self.started = time.monotonic()
+        state = accelerate.state.AcceleratorState
+        if state._shared_state and state().mixed_precision != recipe.mixed_precision:
+            state._reset_state()  # else an earlier run in this process would decide; there is no public way
         self.accelerator = accelerate.Accelerator(
             mixed_precision=recipe.mixed_precision,
             # The order of an epoch follows from (seed, epoch): what an exact resume needs.
@@ -279,8 +282,7 @@ def _steps(run: _Run) -> str:
             if progress.step % recipe.log_every == 0 or progress.step == recipe.max_steps:
                 record = window.flush()
                 bar.set_postfix({name.removeprefix("loss_"): f"{record[name]:.3f}" for name in LOSS_KINDS})
-                rate = run.scheduler.get_last_lr()[-1]
-                run.log({"step": progress.step, "epoch": progress.epoch, "learning_rate": rate, **record})
+                run.log({"step": progress.step, "epoch": progress.epoch, **record})
             if run.out_of_time():
                 stopped_by = "time_limit"
                 break
@@ -307,11 +309,12 @@ def _step(run: _Run, batch: dict[str, Any]) -> dict[str, float]:
     norm = float(run.accelerator.clip_grad_norm_(run.model.parameters(), run.recipe.max_grad_norm))
     if run.recipe.mixed_precision != "fp16":  # there the scaler meets infinite gradients while it looks for its scale
         _check_finite("gradient", norm, run.progress.step, names, losses)
+    rate = run.scheduler.get_last_lr()[0]
     run.optimizer.step()
     if not run.accelerator.optimizer_step_was_skipped:
         run.scheduler.step()
     run.optimizer.zero_grad()
-    return {"loss": total, **losses, "gradient_norm": norm}
+    return {"loss": total, **losses, "gradient_norm": norm, "learning_rate": rate}
 
 
 def _check_finite(what: str, value: float, step: int, names: list[str], losses: dict[str, float]) -> None:
@@ -369,6 +372,7 @@ def _from_main(accelerator: Any, value: Any) -> Any:
 def _accelerate() -> Any:
     try:
         import accelerate
+        import accelerate.state
         import accelerate.utils
     except ImportError as error:
         raise ImportError("training needs accelerate: pip install 'combo-hf[train]'") from error

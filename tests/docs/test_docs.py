@@ -19,10 +19,7 @@ def blocks(page, language):
 
 PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python")]
 COMMANDS = [
-    line
-    for page in PAGES
-    for code in blocks(page, "bash")
-    for line in re.findall(r"(?:^|/)combo-hf .*$", code, re.M)
+    line for page in PAGES for code in blocks(page, "bash") for line in re.findall(r"(?:^|/)combo-hf .*$", code, re.M)
 ]
 
 

@@ -126,7 +126,8 @@ def test_overlay_keeps_pictures_times_and_sound(nasty: Path, tmp_path: Path, nam
         (old, _), (new, _) = load_audio(nasty / name), load_audio(tmp_path / "out.mp4")
         length = min(len(old), len(new)) - SAMPLING_RATE // 20  # the ends differ by codec padding
         if length > SAMPLING_RATE // 4:
-            assert np.corrcoef(old[:length], new[:length])[0, 1] > 0.99
+            # 0.1 ms apart would be 0.8 here: Matroska's ticks of 1 ms move the copy by 0.05 ms, others agree exactly
+            assert np.corrcoef(old[:length], new[:length])[0, 1] > 0.95
 
 
 @pytest.mark.parametrize(("name", "reason"), BROKEN.items())

@@ -1,8 +1,10 @@
 """`combo-hf predict` on real files, sound ones and nasty ones. Needs the sample data; skipped without it."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -119,3 +121,17 @@ def test_in_a_process_of_its_own(shared, tiny_folder, tmp_path):
     assert str(tmp_path / "out" / "s4_O_s-zCN_Y_4_overlay.mp4") in done.stdout
     done = subprocess.run([*command, "--model", str(tmp_path / "nosuch")], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_middle(shared, tiny_folder, tmp_path, number):
+    source = shared / "data" / "avs-sample" / "nasty" / "long_60s_160x120_10fps.mp4"
+    command = [sys.executable, "-m", "combo_hf", "predict", str(source), "--output", str(tmp_path / "out"), "--masks"]
+    with subprocess.Popen([*command, "--model", tiny_folder], stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob("out/.combo-*/masks/*")):
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == "combo-hf: interrupted, nothing partial was left\n"
+    assert not (tmp_path / "out").exists()

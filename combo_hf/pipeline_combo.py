@@ -1,0 +1,374 @@
+"""The pipeline: films, sounds and pictures in, what sounds where and when out.
+
+A film is cut into windows of `config.num_frames` seconds, the last one shorter; frames and sound of every window are
+aligned anew. At more than one frame per second a window is dealt out to several clips of one frame per second each
+(phase j has the frames j, j + fps, ...), all with the window's sound: the network always sees what it was trained for.
+Windows of several films share a batch without padding; a result does not depend on what else is in its batch.
+
+Axes: T frames of a phase, F packed frames of a window or batch, K classes, H W size of the source.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from transformers.pipelines.base import ChunkPipeline
+
+from .pipeline_combo_inputs import WANTED, Window, iter_windows
+from .proposals_combo import get_proposal_generator
+
+
+OPTIONS = ("fps", "classes", "min_area", "return_maps", "progress")
+TENSORS = ("pixel_values", "maskige_values", "input_features", "num_frames")
+
+
+class AudioVisualSegmentationPipeline(ChunkPipeline):
+    """Segments what sounds in a film.
+
+    Args:
+        model: [`ComboForAudioVisualSegmentation`].
+        processor: [`ComboProcessor`].
+        proposal_generator: replaces the processor's: a name (`"superpixels"`), a dict with `"name"`, or a callable.
+        fps, classes, min_area, return_maps, progress: defaults of the options of `__call__`.
+
+    Raises:
+        ValueError: no processor, or a proposal generator of unknown name.
+        TypeError: an option that does not exist.
+
+    Example:
+        >>> pipe = transformers.pipeline("audio-visual-segmentation", model=folder)  # doctest: +SKIP
+        >>> pipe("clip.mp4")["frames"][0]["segments"]  # doctest: +SKIP
+        [{"label": "bell", "score": 0.93, "mask": <PIL.Image.Image mode=L size=320x240>}]
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    def __init__(self, *args: Any, proposal_generator: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise ValueError("the pipeline needs a processor: pass processor=ComboProcessor.from_pretrained(folder).")
+        self.model.eval()
+        if proposal_generator is not None or not self.model.config.use_maskige:
+            self.processor = copy.copy(self.processor)  # the caller's own keeps its generator
+            generator = get_proposal_generator(proposal_generator) if self.model.config.use_maskige else None
+            self.processor.proposal_generator = generator
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Segment one input, a list of inputs, or a generator of inputs (lazily).
+
+        Args:
+            inputs: path, bytes, http(s) URL, [`Clip`], or a dict with `frames` (PIL images or `(T, H, W, 3)`, `fps`
+                per second), `audio` (array or `None` for silence), `sampling_rate`, and optionally `maskiges` (one RGB
+                image per frame) or `masks` (one bool `(K, H, W)` per frame).
+            fps (`int`): frames per second to segment, default 1.
+            classes (`list[str]`): keep only these labels.
+            min_area (`int`): drop segments of fewer pixels at source size.
+            return_maps (`bool`): per frame also `image`, `maskige`, `heat_map` `(H, W)` and `scores` `(K, h, w)` at
+                the network's input size, and `waveform` of the whole; for [`contact_sheet`].
+            progress (`Callable[[int, int | None], None]`): called after every window with (windows done, windows in
+                all or `None` where unknown).
+            batch_size (`int`), num_workers (`int`): windows per batch; 1 worker prepares them beside the network.
+
+        Returns:
+            `dict` per input: `frames`, a list of {`timestamp` (s), `segments` [{`label`, `score`, `mask` (PIL, L, 0
+            or 255)}], `label_map` `(H, W)` uint8}; `sampling_rate`, `size` (W, H), `fps`, `has_audio`, `labels` (id ->
+            name), `warnings` (damage found in the file). The score is the mean over the segment of its class's share
+            of all class scores, 0 to 1. Without a sound track `has_audio` is False and silence is used.
+
+        Raises:
+            ValueError: an empty list, unusable media (`MediaError`) or arrays; the message says what was wanted.
+            TypeError: an input of another kind, an unknown option.
+        """
+        if isinstance(inputs, tuple):
+            inputs = list(inputs)
+        elif isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType):
+            inputs = (entry for entry in inputs)
+        if isinstance(inputs, list) and not inputs:
+            raise ValueError(f"got an empty list; pass {WANTED}, or a list of these.")
+        return super().__call__(inputs, **kwargs)
+
+    def stream(
+        self, source: Any, batch_size: int = 1, num_workers: int = 0, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Segment one input of any length window by window; memory does not grow with the length.
+
+        Args:
+            source: one input, as for `__call__`.
+            batch_size, num_workers, **options: as for `__call__`.
+
+        Returns:
+            Iterator over results like those of `__call__`, one per window, with `window` (its number) and `is_last`.
+
+        Raises:
+            As `__call__`.
+        """
+        preprocess, forward, _ = self._sanitize_parameters(**options)
+        windows = self._windows(
+            [source],
+            num_workers,
+            batch_size,
+            {**self._preprocess_params, **preprocess},
+            {**self._forward_params, **forward},
+        )
+        return (self._result([window], window=window["index"], is_last=window["is_last"]) for window in windows)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model and processor, so that `pipeline(task, model=save_directory)` loads them again.
+
+        The base class would save image processor and feature extractor over each other and drop the processor.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+    def _sanitize_parameters(
+        self,
+        fps: int | None = None,
+        classes: Sequence[str] | None = None,
+        min_area: int | None = None,
+        return_maps: bool | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+        local_files_only: bool | None = None,
+        **unknown: Any,
+    ) -> tuple[dict, dict, dict]:
+        if unknown:
+            names = ", ".join(sorted(unknown))
+            raise TypeError(f"unknown option(s) {names}; known: {', '.join(OPTIONS)}, batch_size, num_workers.")
+        preprocess: dict[str, Any] = {}
+        forward: dict[str, Any] = {}
+        if fps is not None:
+            preprocess["fps"] = _check_count("fps", fps, 1)
+        if progress is not None:
+            if not callable(progress):
+                raise TypeError(f"progress must be callable with (done, total), got {type(progress).__name__}.")
+            preprocess["progress"] = progress
+        if classes is not None:
+            forward["class_ids"] = _class_ids(classes, self.model.config.id2label)
+        if min_area is not None:
+            forward["min_area"] = _check_count("min_area", min_area, 0)
+        if return_maps is not None:
+            forward["return_maps"] = bool(return_maps)
+        return preprocess, forward, {}
+
+    def preprocess(self, source: Any, fps: int = 1, progress: Any = None) -> Iterator[dict[str, Any]]:
+        """Network inputs of every window of one input, packed along F, with the window itself beside them."""
+        for window in iter_windows(source, self.model.config.num_frames, fps, count=progress is not None):
+            phases = [range(phase, len(window.frames), window.fps) for phase in range(window.fps)]
+            phases = [phase for phase in phases if len(phase)]
+            batch = self.processor(
+                frames=[[window.frames[frame] for frame in phase] for phase in phases],
+                audio=[window.waveform] * len(phases),
+                sampling_rate=window.sampling_rate,
+                maskiges=_deal(window.maskiges, phases),
+                masks=_deal(window.masks, phases),
+                return_tensors="pt",
+            )
+            inputs = {name: batch[name] for name in TENSORS if name in batch}
+            if not self.model.config.use_maskige:
+                inputs.pop("maskige_values", None)
+            elif "maskige_values" not in inputs:
+                raise ValueError(
+                    "this model takes Maskiges and the processor has no proposal generator: pass 'maskiges' or "
+                    "'masks' with the frames, or build the pipeline with proposal_generator='superpixels'."
+                )
+            order = np.argsort(np.concatenate([np.asarray(phase) for phase in phases]), kind="stable")
+            yield {"inputs": inputs, "window": window, "order": order}
+
+    def _forward(
+        self,
+        batch: dict[str, Any],
+        class_ids: frozenset[int] | None = None,
+        min_area: int = 0,
+        return_maps: bool = False,
+    ) -> dict[str, Any]:
+        """Run the network and reduce its output at once to label maps and scores of every frame."""
+        inputs = {
+            name: values.to(self.model.dtype) if values.is_floating_point() else values
+            for name, values in batch["inputs"].items()
+        }
+        outputs = self.model(**inputs)
+        classes, masks = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
+        windows, first = [], 0
+        for window, order in zip(batch["windows"], batch["orders"], strict=True):
+            frames = []
+            for frame, packed in enumerate(order):
+                row = slice(first + int(packed), first + int(packed) + 1)
+                logits = {"class_queries_logits": classes[row], "masks_queries_logits": masks[row]}
+                entry = self._segment(logits, window.frames[frame].size, class_ids, min_area, return_maps)
+                entry = {"timestamp": float(window.times[frame]), **entry}
+                if return_maps:
+                    entry["image"] = window.frames[frame]
+                    entry["maskige"] = self._maskige(batch["inputs"].get("maskige_values"), row)
+                frames.append(entry)
+            first += len(order)
+            windows.append(_facts(window, frames, return_maps))
+        return {"windows": windows}
+
+    def _segment(
+        self,
+        logits: dict[str, torch.Tensor],
+        size: tuple[int, int],
+        class_ids: frozenset[int] | None,
+        min_area: int,
+        return_maps: bool,
+    ) -> dict[str, Any]:
+        """Label map and segments of one frame at source size (W, H), and on request its maps."""
+        target = (size[1], size[0])
+        process = self.processor.post_process_semantic_segmentation
+        labels = process(logits, [1], target_sizes=[target])[0][0]  # (H, W)
+        # Scores at input size, enlarged class by class where needed: all classes of a 1080p frame would take 0.6 GB.
+        scores = process(logits, [1], return_scores=True).scores[0][0]  # (K, h, w)
+        total = _enlarge(scores.sum(0), target).clamp_min(1e-8)
+        segments = []
+        for index, area in zip(*(part.tolist() for part in torch.unique(labels, return_counts=True)), strict=True):
+            if index == 0:
+                continue
+            region = labels == index
+            if area < min_area or (class_ids is not None and index not in class_ids):
+                labels = labels.masked_fill(region, 0)
+                continue
+            share = (_enlarge(scores[index], target) / total)[region].mean().item()
+            mask = Image.fromarray(region.to(torch.uint8).mul(255).cpu().numpy())
+            segments.append({"label": self.model.config.id2label[index], "score": share, "mask": mask})
+        segments.sort(key=lambda segment: -segment["score"])
+        dtype = torch.uint8 if self.model.config.num_labels <= 256 else torch.int32
+        frame: dict[str, Any] = {"segments": segments, "label_map": labels.to(dtype).cpu().numpy()}
+        if return_maps:
+            frame["heat_map"] = (1 - _enlarge(scores[0], target) / total).clamp(0, 1).cpu().numpy()
+            frame["scores"] = (scores / scores.sum(0, keepdim=True).clamp_min(1e-8)).cpu().numpy()
+        return frame
+
+    def _maskige(self, values: torch.Tensor | None, row: slice) -> Image.Image | None:
+        return None if values is None else Image.fromarray(self.processor.image_processor.denormalize(values[row])[0])
+
+    def postprocess(self, windows: list[dict[str, Any]]) -> dict[str, Any]:
+        """One result out of all windows of an input."""
+        return self._result(windows)
+
+    def get_iterator(
+        self,
+        inputs: Iterable[Any],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict,
+        forward_params: dict,
+        postprocess_params: dict,
+    ) -> Iterator[dict[str, Any]]:
+        """Results of all inputs, lazily. The base class pads what it batches; windows are packed instead."""
+        collected = []
+        for window in self._windows(inputs, num_workers, batch_size, preprocess_params, forward_params):
+            collected.append(window)
+            if window["is_last"]:
+                yield self.postprocess(collected, **postprocess_params)
+                collected = []
+
+    def _windows(
+        self, inputs: Iterable[Any], num_workers: int, batch_size: int, preprocess: dict, forward: dict
+    ) -> Iterator[dict[str, Any]]:
+        loader = DataLoader(
+            _Prepared(inputs, lambda source: self.preprocess(source, **preprocess)),
+            batch_size=_check_count("batch_size", batch_size, 1),
+            num_workers=min(num_workers, 1),  # several workers would each prepare every input
+            collate_fn=_pack,
+            generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
+        )
+        for batch in loader:
+            for window in self.forward(batch, **forward)["windows"]:
+                yield window
+                if preprocess.get("progress") is not None:
+                    done = window["index"] + 1
+                    preprocess["progress"](done, None if window["total"] is None else max(done, window["total"]))
+
+    def _result(self, windows: list[dict[str, Any]], **extra: Any) -> dict[str, Any]:
+        first = windows[0]
+        result = {
+            "frames": [frame for window in windows for frame in window["frames"]],
+            "sampling_rate": first["sampling_rate"],
+            "size": first["size"],
+            "fps": first["fps"],
+            "has_audio": any(window["has_audio"] for window in windows),
+            "labels": {int(index): label for index, label in self.model.config.id2label.items()},
+            "warnings": list(windows[-1]["warnings"]),
+            **extra,
+        }
+        if first["waveform"] is not None:
+            result["waveform"] = np.concatenate([window["waveform"] for window in windows])
+        return result
+
+
+class _Prepared(IterableDataset):
+    """Prepared windows of all inputs, one after the other."""
+
+    def __init__(self, inputs: Iterable[Any], prepare: Callable[[Any], Iterator[dict[str, Any]]]) -> None:
+        self.inputs = inputs
+        self.prepare = prepare
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        sources = self.inputs
+        if isinstance(sources, Dataset):  # may have no end of its own when iterated
+            sources = (self.inputs[index] for index in range(len(self.inputs)))
+        for source in sources:
+            yield from self.prepare(source)
+
+
+def _pack(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Windows -> one batch, packed along F; nothing is padded."""
+    names = items[0]["inputs"]
+    return {
+        "inputs": {name: torch.cat([item["inputs"][name] for item in items]) for name in names},
+        "windows": [item["window"] for item in items],
+        "orders": [item["order"] for item in items],
+    }
+
+
+def _facts(window: Window, frames: list[dict[str, Any]], return_maps: bool) -> dict[str, Any]:
+    return {
+        "frames": frames,
+        "sampling_rate": window.sampling_rate,
+        "size": window.frames[0].size,
+        "fps": window.fps,
+        "has_audio": window.has_audio,
+        "index": window.index,
+        "is_last": window.is_last,
+        "total": window.total,
+        "warnings": window.warnings,
+        "waveform": window.waveform if return_maps else None,
+    }
+
+
+def _deal(entries: Sequence[Any] | None, phases: list[range]) -> list[list[Any]] | None:
+    return None if entries is None else [[entries[frame] for frame in phase] for phase in phases]
+
+
+def _enlarge(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear (h, w) -> (H, W), as label maps are made."""
+    if tuple(values.shape) == size:
+        return values
+    return torch.nn.functional.interpolate(values[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def _check_count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    return int(value)
+
+
+def _class_ids(classes: Sequence[str], id2label: Mapping[int, str]) -> frozenset[int]:
+    if isinstance(classes, str):
+        classes = [classes]
+    ids = {label: int(index) for index, label in id2label.items()}
+    unknown = [label for label in classes if label not in ids]
+    if unknown:
+        raise ValueError(f"unknown class(es) {unknown}; this model knows {sorted(set(ids) - {id2label[0]})}.")
+    return frozenset(ids[label] for label in classes)

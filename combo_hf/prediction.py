@@ -1,0 +1,207 @@
+"""A film in, files out: overlay video, mask pictures, summary and contact sheet (`combo-hf predict` and `demo`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from PIL import Image
+
+from .media_combo import MediaError, probe_media, write_overlay_video
+from .media_combo_source import open_media
+from .visualization import class_colors, contact_sheet, summarize
+
+
+SHEET_COLUMNS = 10
+PEAKS_PER_SECOND = 200  # of the sound drawn below a contact sheet: an hour takes 6 MB, not 230
+
+
+@dataclass
+class Prediction:
+    """What was found in a film, and the files that say so.
+
+    Attributes:
+        summary: what sounds when, as text.
+        has_audio: False: the film has no sound track, and silence was used.
+        seconds: number of frames divided by fps.
+        warnings: damage found in the film.
+        files: what was written, by kind: `"overlay"`, `"masks"` (a folder), `"json"`, `"sheet"`.
+    """
+
+    summary: str
+    has_audio: bool
+    seconds: float
+    warnings: list[str]
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+def predict_to_folder(
+    pipe: Any,
+    source: Any,
+    folder: str | Path,
+    name: str | None = None,
+    *,
+    fps: int = 1,
+    batch_size: int = 1,
+    masks: bool = False,
+    summary: bool = False,
+    sheet: bool = False,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Prediction:
+    """Segment a film and write what was found; memory does not grow with the length of the film.
+
+    All files are written beside their place and moved into it at the end: after a failure or an interruption the
+    folder is as it was before.
+
+    Args:
+        pipe: [`AudioVisualSegmentationPipeline`].
+        source: path or http(s) URL.
+        folder: made where it does not exist.
+        name: what the files begin with; default the name of the source.
+        fps: frames per second to segment.
+        batch_size: windows per batch.
+        masks: also one index PNG (class numbers, coloured by a palette) per frame.
+        summary: also a JSON file: per frame the labels, scores and areas.
+        sheet: also a contact sheet, of at most 10 frames evenly spread.
+        progress: called with (windows done, windows in all or None).
+
+    Raises:
+        MediaError: the film cannot be read, or has no pictures.
+        OSError: the folder cannot be written.
+    """
+    name = name or source_name(source)
+    with _local(source) as film, _staged(Path(folder)) as (stage, targets):
+        columns = _columns(film, fps) if sheet else ()
+        collector = _Collector(pipe.model.config, stage / "masks" if masks else None, columns)
+        windows = pipe.stream(film, batch_size=batch_size, fps=fps, return_maps=sheet, progress=progress)
+        maps = collector.label_maps(windows)
+        write_overlay_video(film, stage / "overlay.mp4", maps, collector.colors, fps=fps)
+        for _ in maps:  # a last picture may be shown for seconds: the video needs no maps for these, the others do
+            pass
+        targets["overlay"] = (stage / "overlay.mp4", f"{name}_overlay.mp4")
+        if masks:
+            targets["masks"] = (stage / "masks", f"{name}_masks")
+        if summary:
+            (stage / "summary.json").write_text(json.dumps(collector.report(source), indent=1), encoding="utf-8")
+            targets["json"] = (stage / "summary.json", f"{name}.json")
+        if sheet:
+            collector.sheet().save(stage / "sheet.png")
+            targets["sheet"] = (stage / "sheet.png", f"{name}_sheet.png")
+    files = {kind: Path(folder) / target for kind, (_, target) in targets.items()}
+    facts = collector.result
+    return Prediction(summarize(facts), facts["has_audio"], len(collector.facts) / fps, facts["warnings"], files)
+
+
+def source_name(source: Any) -> str:
+    """What the files of a source are called: its own name without folder, query and ending."""
+    text = str(source)
+    if "://" in text:
+        text = unquote(urlsplit(text).path)
+    return Path(text).stem or "video"
+
+
+class _Collector:
+    """Takes label maps out of the stream of windows, and on their way notes what the other files need."""
+
+    def __init__(self, config: Any, masks: Path | None, columns: Any) -> None:
+        self.colors = class_colors(config.num_labels)
+        self.masks = masks
+        self.columns = frozenset(columns)
+        self.kept: list[dict[str, Any]] = []
+        self.facts: list[dict[str, Any]] = []
+        self.peaks: list[np.ndarray] = []
+        self.result: dict[str, Any] = {"frames": self.facts, "has_audio": False, "fps": 1}
+
+    def label_maps(self, windows: Iterator[dict[str, Any]]) -> Iterator[tuple[float, np.ndarray]]:
+        """(timestamp, label map (H, W)) of every frame."""
+        if self.masks is not None:
+            self.masks.mkdir()
+        for window in windows:
+            self.result["has_audio"] |= window["has_audio"]
+            self.result.update({key: window[key] for key in ("labels", "size", "fps", "warnings")})
+            if self.columns:
+                self.peaks.append(_peaks(window["waveform"], window["sampling_rate"]))
+            for frame in window["frames"]:
+                self._note(frame)
+                yield frame["timestamp"], frame["label_map"]
+
+    def _note(self, frame: dict[str, Any]) -> None:
+        number = len(self.facts)
+        ids = {label: index for index, label in self.result["labels"].items()}
+        areas = np.bincount(frame["label_map"].ravel(), minlength=len(ids))
+        segments = [
+            {"label": segment["label"], "score": round(segment["score"], 4), "area": int(areas[ids[segment["label"]]])}
+            for segment in frame["segments"]
+        ]
+        self.facts.append({"timestamp": frame["timestamp"], "segments": segments})
+        if number in self.columns:
+            self.kept.append({key: value for key, value in frame.items() if key != "scores"})
+        if self.masks is not None:
+            picture = Image.fromarray(frame["label_map"].astype(np.uint8))
+            picture.putpalette(self.colors.tobytes())
+            picture.save(self.masks / f"{number:06d}.png")
+
+    def report(self, source: Any) -> dict[str, Any]:
+        """The JSON file: labels with id, size, and per frame labels, scores and areas in pixels."""
+        facts = {key: self.result[key] for key in ("size", "fps", "has_audio", "labels", "warnings")}
+        return {"source": Path(str(source)).name, **facts, "summary": summarize(self.result), "frames": self.facts}
+
+    def sheet(self) -> Image.Image:
+        """Contact sheet of the frames that were kept, over the sound of the whole film."""
+        if not self.kept:  # a broken film can have fewer frames than it says
+            raise MediaError("no frame for the contact sheet")
+        return contact_sheet({**self.result, "frames": self.kept}, np.concatenate(self.peaks))
+
+
+def _columns(source: Any, fps: int) -> list[int]:
+    count = max(1, probe_media(source).seconds * fps)
+    return sorted({0, *np.linspace(0, count - 1, min(count, SHEET_COLUMNS)).round().astype(int).tolist()})
+
+
+def _peaks(waveform: np.ndarray, rate: int) -> np.ndarray:
+    """Lowest and highest sample of every stretch, alternating: drawn, it looks like the waveform."""
+    step = max(1, rate // PEAKS_PER_SECOND)
+    padded = np.pad(waveform, (0, -len(waveform) % step)).reshape(-1, step)
+    return np.stack([padded.min(1), padded.max(1)], axis=1).ravel()
+
+
+@contextmanager
+def _local(source: Any) -> Iterator[Any]:
+    """A URL as a file, so that it is downloaded once, however often it is read; anything else as it is."""
+    if not (isinstance(source, str) and "://" in source):
+        yield source
+        return
+    with open_media(source) as media:
+        path = Path(media.path).with_name(media.name if media.name.strip(".") else "film")
+        os.replace(media.path, path)  # in a folder of its own; errors shall have the name of the address
+        yield path
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Path, str]]]]:
+    """A folder to write into; what is entered as `kind: (file, name)` moves to `folder/name` if nothing fails."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".combo-", dir=folder))
+    targets: dict[str, tuple[Path, str]] = {}
+    try:
+        yield stage, targets
+        for file, name in targets.values():
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+            os.replace(file, folder / name)
+        made = []
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # somebody else may have put something there
+                path.rmdir()

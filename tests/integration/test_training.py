@@ -1,0 +1,170 @@
+"""The training loop on a tiny model: files it leaves, exact resume, what stops it, and evaluation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from combo_hf.configuration_combo import ComboConfig
+from combo_hf.data.collate import ClipExample
+from combo_hf.image_processing_combo import ComboImageProcessor
+from combo_hf.metrics import jaccard
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
+from combo_hf.training import ClipTensors, ModelRecipe, TrainingRecipe, build_model, evaluate_model, train
+from combo_hf.training.evaluation import class_maps_of, iter_class_maps, sounding_scores
+
+
+SIZE = 64
+SMALL = {"image_size": SIZE, "train_num_points": 64, "num_queries": 6, "fusion_dropout": 0.1}
+
+
+def clips(count: int, labels: int = 2, frames: tuple[int, ...] = (2, 3), masks: bool = True) -> ClipTensors:
+    generator = torch.Generator().manual_seed(0)
+    examples = []
+    for index in range(count):
+        length = frames[index % len(frames)]
+        pictures = torch.randint(256, (2, length, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+        target = torch.zeros(length, SIZE, SIZE, dtype=torch.uint8)
+        target[:, 16:48, 16:48] = 1 + index % (labels - 1)
+        sound = torch.randn(length, 1, 96, 64, generator=generator)
+        known = torch.full((length,), masks)
+        examples.append(ClipExample(f"clip{index}", pictures[0], pictures[1], sound, target[known], known))
+    return ClipTensors(examples)
+
+
+def recipe(**changes) -> TrainingRecipe:
+    fixed = {"max_steps": 4, "clips_per_batch": 2, "log_every": 1, "eval_every": 2, "progress": False}
+    return TrainingRecipe(model=ModelRecipe(overrides=SMALL), learning_rate=1e-3, **{**fixed, **changes})
+
+
+def lines(folder: Path) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in record.items() if name != "seconds_per_step"} for record in records]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return ComboForAudioVisualSegmentation.from_pretrained(folder).state_dict()
+
+
+def test_run_leaves_checkpoints_and_a_log_and_resumes_exactly(tmp_path: Path):
+    data, validation = clips(6), clips(3)
+    whole = train(build_model(ModelRecipe(overrides=SMALL)), data, recipe(), tmp_path / "whole", validation)
+    assert (whole.step, whole.stopped_by) == (4, "max_steps")
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names == {"recipe.yaml", "metrics.jsonl", "best", "last", "state"}
+    assert TrainingRecipe.from_yaml(tmp_path / "whole" / "recipe.yaml") == recipe()
+    log = lines(tmp_path / "whole")
+    assert [record["step"] for record in log] == [1, 2, 2, 3, 4, 4] and log[0]["learning_rate"] == 1e-3
+    scores = [record["validation"]["M_J"] for record in log if "validation" in record]
+    assert whole.best == max(scores) and whole.validation["M_J"] == scores[-1]
+    total = log[0]["loss_class"] + log[0]["loss_mask"] + log[0]["loss_dice"] + log[0]["loss_consistency"]
+    assert log[0]["loss"] == pytest.approx(total, rel=1e-5)
+
+    # The same run, broken off after 3 steps (in the midst of an epoch) with one evaluation done: 2 steps are kept.
+    broken = build_model(ModelRecipe(overrides=SMALL))
+    forward, calls = broken.forward, []
+
+    def breaking_forward(*args, **kwargs):
+        calls.append(kwargs.get("mask_labels") is not None)
+        if sum(calls) == 4:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    broken.forward = breaking_forward
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, data, recipe(), tmp_path / "parts", validation)
+    assert [record["step"] for record in lines(tmp_path / "parts")] == [1, 2, 2, 3]
+    other_weights = build_model(ModelRecipe(overrides=SMALL), seed=9)
+    resumed = train(other_weights, data, recipe(), tmp_path / "parts", validation, resume=True)
+    assert lines(tmp_path / "parts") == log and resumed == whole
+    for name in ("best", "last"):
+        ours, theirs = weights(tmp_path / "parts" / name), weights(tmp_path / "whole" / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_training_lowers_the_loss_on_two_clips(tmp_path: Path):
+    quiet = recipe(max_steps=12, eval_every=100, flip=0.0, jitter=0.0, max_grad_norm=1.0, backbone_scale=1.0)
+    result = train(build_model(ModelRecipe(overrides=SMALL)), clips(2), quiet, tmp_path / "run")
+    log = lines(tmp_path / "run")
+    assert log[-1]["loss"] < 0.8 * log[0]["loss"]
+    assert result.best is None and not (tmp_path / "run" / "best").exists()
+
+
+def test_time_limit_ends_the_run_in_good_order(tmp_path: Path):
+    result = train(build_model(ModelRecipe(overrides=SMALL)), clips(2), recipe(time_limit_s=1e-6), tmp_path / "run")
+    assert (result.step, result.stopped_by) == (1, "time_limit") and (tmp_path / "run" / "last").is_dir()
+
+
+def test_loss_that_is_not_finite_names_the_clips(tmp_path: Path):
+    model = build_model(ModelRecipe(overrides=SMALL))
+    with torch.no_grad():
+        next(model.model.decoder.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=r"loss of step 0 is nan .*clips: clip[01], clip[01]"):
+        train(model, clips(2), recipe(), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda out: train(None, None, recipe(), out, resume=True), FileNotFoundError, "nothing to resume"),
+        (lambda out: train(None, None, recipe(), out / "old"), FileExistsError, "holds a run"),
+        (lambda out: build_model(ModelRecipe(overrides={"colour": 1})), ValueError, "no field 'colour'"),
+    ],
+)
+def test_impossible_runs(tmp_path: Path, call, error: type, message: str):
+    (tmp_path / "old" / "state").mkdir(parents=True)
+    with pytest.raises(error, match=message):
+        call(tmp_path)
+
+
+def test_bfloat16_runs_on_the_cpu(tmp_path: Path):
+    short = recipe(max_steps=2, mixed_precision="bf16")
+    result = train(build_model(ModelRecipe(overrides=SMALL)), clips(2), short, tmp_path / "run")
+    kinds = {value.dtype for value in weights(tmp_path / "run" / "last").values() if value.is_floating_point()}
+    assert result.step == 2 and kinds == {torch.float32}
+
+
+@pytest.mark.parametrize("labels", [2, 4])
+def test_evaluation_follows_the_processor_and_not_the_batch(labels: int):
+    torch.manual_seed(0)
+    config = ComboConfig.from_preset("tiny", **SMALL, id2label={index: str(index) for index in range(labels)})
+    model, data = ComboForAudioVisualSegmentation(config).train(), clips(3, labels)
+    one, three = evaluate_model(model, data, batch_size=1), evaluate_model(model, data, batch_size=3)
+    assert set(one) == set(three) and model.training
+    for name in ("M_J", "M_F", *(["miou", "fscore"] if labels > 2 else [])):
+        assert one[name] == pytest.approx(three[name], abs=2e-3), name
+    overlaps = []
+    for class_maps, target in iter_class_maps(model, data, 2):
+        scores = sounding_scores(class_maps)
+        assert torch.equal(scores > 0.5, class_maps.argmax(1) > 0)
+        overlaps.append(jaccard(scores, target > 0))
+    assert sum(overlaps) / 3 == pytest.approx(one["M_J"], abs=2e-3)
+
+
+def test_class_maps_are_those_of_the_image_processor():
+    generator = torch.Generator().manual_seed(0)
+    classes, masks = torch.randn(2, 6, 4, generator=generator), torch.randn(2, 6, 8, 8, generator=generator)
+    maps = ComboImageProcessor(size=32).post_process_semantic_segmentation(
+        {"class_queries_logits": classes, "masks_queries_logits": masks}, [2], return_scores=True
+    )
+    torch.testing.assert_close(class_maps_of(classes, masks, (32, 32)), maps.scores[0])
+
+
+def test_two_classes_score_as_in_the_release():
+    maps = torch.rand(2, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 5
+    torch.testing.assert_close(sounding_scores(maps), 1 - maps.softmax(1)[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset": clips(1), "batch_size": 0}, "batch_size"),
+        ({"dataset": clips(1), "binary": False}, "two classes"),
+        ({"dataset": clips(1, masks=False)}, "annotated"),
+    ],
+)
+def test_impossible_evaluations(arguments: dict, message: str):
+    model = ComboForAudioVisualSegmentation(ComboConfig.from_preset("tiny", **SMALL))
+    with pytest.raises(ValueError, match=message):
+        evaluate_model(model, **arguments)

@@ -1,0 +1,185 @@
+"""The forward pass against the official code, stage by stage: every recorded configuration, both query layouts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as nnf
+from attention_ties import AttentionTies, crop_queries
+from goldens import forward_inputs, load, official_model
+from tolerances import allowed
+
+
+LAYOUTS = {"official": "official", "fixed": "per_frame"}  # name of the golden -> ours
+SLOW = pytest.mark.slow
+# (configuration, case, golden layouts): in a batch of two the official layout of the release mixes clips
+CASES = [
+    ("s4_r50", "b1", "official"),
+    *(
+        pytest.param(config, case, layout, marks=SLOW)
+        for config, case, layout in [
+            ("s4_r50", "b1", "fixed"),
+            ("s4_r50", "b2", "fixed"),
+            ("ms3_r50", "b1", "official"),
+            ("ms3_r50", "b1", "fixed"),
+            ("avss_r50_mhab", "v1", "official"),
+            ("avss_r50_mhab", "v1", "fixed"),
+            ("avss_r50_mhab", "v2", "official"),
+            ("avss_r50_mhab", "v2", "fixed"),
+            ("avss_r50", "v1", "official"),
+            ("avss_r50", "v1", "fixed"),
+            ("s4_pvt", "b1", "official"),
+            ("s4_pvt", "b1", "fixed"),
+            ("avss_pvt", "v1", "official"),
+            ("avss_pvt", "v1", "fixed"),
+            ("avss_pvt", "v2", "official"),
+            ("avss_pvt", "v2", "fixed"),
+        ]
+    ),
+]
+
+
+class Stages(dict):
+    """Name of the stage -> (difference, largest magnitude); collects, so that a failure shows the whole picture."""
+
+    def add(self, name: str, ours: torch.Tensor, golden) -> None:
+        golden = torch.as_tensor(golden)
+        assert ours.shape == golden.shape, name
+        self[name] = float((ours.to(golden.dtype) - golden).abs().max()), float(golden.abs().max())
+
+    def check(self) -> None:
+        wrong = {}
+        for name, (difference, magnitude) in self.items():
+            if not difference <= allowed(name.split("/")[0], magnitude):
+                wrong[name] = f"{difference:.2e}, relative {difference / max(magnitude, 1e-30):.2e}"
+        assert not wrong, wrong
+
+
+def crop(maps: torch.Tensor) -> torch.Tensor:
+    """(F, C, h, w) as the goldens are cut."""
+    channels, height, width = maps.shape[1:]
+    return maps[:, :: max(1, channels // 8), :: max(1, height // 7), :: max(1, width // 7)]
+
+
+@torch.no_grad()
+def observe(model: torch.nn.Module, inputs: dict) -> tuple[dict[str, torch.Tensor], tuple]:
+    """All named states of one forward pass, and what the decoder received."""
+    states: dict[str, torch.Tensor] = {}
+    received = []
+    encoder = model.model.encoder
+
+    def keep_backbone(name: str):
+        def hook(_, args, output):
+            states.update({f"{name}/res{level + 2}": maps for level, maps in enumerate(output.feature_maps)})
+
+        return hook
+
+    def keep_scale(level: int):
+        def hook(_, args, output):
+            states[f"siam_scale/res{level + 2}"] = output.flatten(1)
+
+        return hook
+
+    hooks = [
+        encoder.backbone.register_forward_hook(keep_backbone("backbone")),
+        encoder.maskige_backbone.register_forward_hook(keep_backbone("maskige_backbone")),
+        *(module.register_forward_hook(keep_scale(level)) for level, module in enumerate(encoder.channel_weights)),
+        model.model.decoder.register_forward_pre_hook(lambda _, args: received.append(args[:3])),
+    ]
+    model.model(**inputs, tap=states)
+    for hook in hooks:
+        hook.remove()
+    return states, received[0]
+
+
+def compare_encoders(stages: Stages, states: dict[str, torch.Tensor], golden: dict) -> None:
+    for level in range(2, 6):
+        for ours, theirs in (
+            ("backbone", "backbone"),
+            ("maskige_backbone", "maskige_backbone"),
+            ("fused", "siam_fused"),
+        ):
+            stages.add(
+                f"{theirs}/res{level}", crop(states[f"{ours}/res{level}"]), golden[f"mid/{theirs}/res{level}/crop"]
+            )
+        stages.add(f"siam_scale/res{level}", states[f"siam_scale/res{level}"], golden[f"mid/siam_scale/res{level}"])
+    for layer in range(6):
+        name = f"pixel_encoder_layer/{layer}"
+        stages.add(name, states[name][:, ::64, ::16], golden[f"mid/{name}/crop"])
+    for name in ("multi_scale/0", "multi_scale/1", "multi_scale/2", "mask_features", "bfm_visual"):
+        stages.add(name, crop(states[name]), golden[f"mid/{name}/crop"])
+    stages.add("audio_in_head", states["vggish"][:, None], golden["mid/audio_in_head"])
+    for name in ("bfm_audio", "audio_transformed"):
+        stages.add(name, states[name][:, None], golden[f"mid/{name}"])
+
+
+def semantic_scores(classes: torch.Tensor, masks: torch.Tensor, side: int) -> torch.Tensor:
+    masks = nnf.interpolate(masks, size=(side, side), mode="bilinear", align_corners=False).sigmoid()
+    return torch.einsum("fqk,fqhw->fkhw", classes.softmax(-1)[..., :-1], masks)
+
+
+@torch.no_grad()
+def compare_decoder(
+    stages: Stages, decoder: torch.nn.Module, received: tuple, golden: dict, ties: AttentionTies, all_layers: bool
+) -> None:
+    """Queries, layers, logits, masks and label map of the frames that the golden has."""
+    frames = golden["pred_logits"].shape[0]
+    inputs = (*received, all_layers)
+    ties.flips.clear()
+    ties.settle(decoder, inputs, torch.from_numpy(golden["decoder_layer_crop"]), most=12)
+    ties.logits.clear()
+    states: dict[str, torch.Tensor] = {}
+    predictions = [(c[:frames], m[:frames]) for c, m in decoder(*inputs, tap=states)]
+    stages.add("query_init", states["query_init"].transpose(0, 1)[:, :frames, ::16], golden["query_init_crop"])
+    for layer, wanted in enumerate(golden["decoder_layer_crop"]):
+        stages.add(f"decoder_layer/{layer}", crop_queries(states[f"decoder_layer/{layer}"])[:, :frames], wanted)
+    if all_layers:
+        stride = int(golden["layer_logits_class_stride"])
+        for layer, (classes, _) in enumerate(predictions):
+            stages.add(f"layer_logits/{layer}", classes[..., ::stride], golden["layer_logits"][layer])
+        masks = torch.stack([maps for _, maps in predictions]).double().flatten(3)
+        stages.add("layer_masks_mean", masks.mean(3), golden["layer_masks_mean"])
+        stages.add("layer_masks_std", masks.std(3, unbiased=False), golden["layer_masks_std"])
+    classes, masks = predictions[-1]
+    stages.add("pred_logits", classes, golden["pred_logits"])
+    stages.add("pred_masks", masks[:, golden["pred_masks_queries"]], golden["pred_masks_sub"])
+    scores = semantic_scores(classes, masks, golden["argmax"].shape[-1])
+    stride = int(golden["sem_seg_stride"])
+    stages.add("sem_seg", scores[..., ::stride, ::stride], golden["sem_seg_sub"])
+    stages["argmax"] = float((scores.argmax(1).numpy() != golden["argmax"]).mean()), 1.0
+
+
+def outputs(golden: dict, layout: str) -> dict:
+    prefix = f"out/{layout}/"
+    return {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
+
+
+@pytest.mark.parametrize(("config", "case", "layout"), CASES)
+def test_stages(shared: Path, monkeypatch: pytest.MonkeyPatch, config: str, case: str, layout: str):
+    golden = load(shared / f"goldens/combo/forward_{config}_{case}.npz")
+    model = official_model(shared, config)
+    monkeypatch.setattr(model.config, "audio_query_layout", LAYOUTS[layout])
+    ties = AttentionTies(monkeypatch)
+    states, received = observe(model, forward_inputs(golden))
+    stages = Stages()
+    compare_encoders(stages, states, golden)
+    stages.check()
+    for all_layers in (True, False):  # as in training, and with attention masks from resized mask features
+        stages = Stages()
+        compare_decoder(stages, model.model.decoder, received, outputs(golden, layout), ties, all_layers)
+        stages.check()
+
+
+@pytest.mark.slow
+def test_official_layout_in_a_batch_is_that_of_the_clip_alone(shared: Path, monkeypatch: pytest.MonkeyPatch):
+    """Clip 0 of the batch of two is the clip of the batch of one; the release itself mixes the two clips."""
+    alone = load(shared / "goldens/combo/forward_s4_r50_b1.npz")
+    together = load(shared / "goldens/combo/forward_s4_r50_b2.npz")
+    assert (alone["in/images"][0] == together["in/images"][0]).all()
+    model = official_model(shared, "s4_r50")
+    monkeypatch.setattr(model.config, "audio_query_layout", "official")
+    ties = AttentionTies(monkeypatch)
+    _, received = observe(model, forward_inputs(together))
+    stages = Stages()
+    compare_decoder(stages, model.model.decoder, received, outputs(alone, "official"), ties, True)
+    stages.check()

@@ -1,0 +1,155 @@
+"""Where films may come from, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures_media import encode
+from PIL import Image
+
+from combo_hf import media_combo_source
+from combo_hf.media_combo import (
+    MediaError,
+    load_audio,
+    probe_media,
+    read_clip,
+)
+
+
+def test_all_kinds_of_source_agree(film: Path) -> None:
+    clips = [read_clip(source) for source in (film, str(film), film.read_bytes(), bytearray(film.read_bytes()))]
+    for clip in clips:
+        assert np.array_equal(clip.waveform, clips[0].waveform) and clip.frames == clips[0].frames
+    assert probe_media(film.read_bytes()).path is None
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("missing.mp4", MediaError, "missing.mp4: no such file."),
+        (".", MediaError, "is a folder"),
+        ("empty.mp4", MediaError, r"empty.mp4: empty \(0 bytes\)."),
+        (b"", MediaError, r"bytes: empty \(0 bytes\)."),
+        (b"no film at all, only words" * 40, MediaError, "bytes: cannot be read as a film"),
+        ("list.m3u8", MediaError, "list.m3u8: cannot be read as a film"),
+        ("list.txt", MediaError, "list.txt: cannot be read as a film"),
+        ("picture.png", MediaError, "picture.png: cannot be read as a film"),
+        ("two\nlines.mp4", MediaError, "two lines.mp4: no such file."),
+        ("ftp://host/film.mp4", MediaError, "film.mp4: only http and https addresses are read, got 'ftp'"),
+        ("file:///etc/hostname", MediaError, "hostname: only http and https"),
+        ("rtsp://host/", MediaError, "URL: only http and https"),
+        ("concat:film.mp4|film.mp4", MediaError, "no such file."),
+        (None, TypeError, "got NoneType"),
+        (7, TypeError, "got int"),
+    ],
+)
+def test_unusable_sources(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    film: Path,
+    source: object,
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(film, "film.mp4")
+    Path("empty.mp4").touch()
+    Path("list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\nfilm.mp4\n#EXT-X-ENDLIST\n")
+    Path("list.txt").write_text("ffconcat version 1.0\nfile film.mp4\n")
+    Image.new("RGB", (8, 8)).save("picture.png")
+    for read in (probe_media, read_clip, load_audio):
+        with pytest.raises(error, match=message) as caught:
+            read(source)
+        assert type(caught.value) is error and "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+def test_colons_in_a_name(film: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pipe:1 http: film.mp4"
+    shutil.copy(film, path)
+    assert probe_media(path).seconds == 3
+
+
+def test_too_many_pixels(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_combo_source, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(MediaError, match=r"^film.mp4: pictures of 64 x 48; at most 3071 pixels are read.$"):
+        probe_media(film)
+
+
+def test_time_stamps_of_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = encode(tmp_path / "a.mp4", [0, 40, 500_000])
+    assert len(read_clip(path).frames) >= 500
+    monkeypatch.setattr(media_combo_source, "MAX_SECONDS", 60)
+    with pytest.raises(MediaError, match=r"a time stamp of 500 s; at most 60 s"):
+        read_clip(path)
+
+
+class _Server(http.server.BaseHTTPRequestHandler):
+    """`/film.mp4` and some answers that must not be believed."""
+
+    film = b""
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/film.mp4"):
+            self.send_response(200)
+            if "unsized" not in self.path:
+                self.send_header("Content-Length", str(len(self.film)))
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client may hang up at its limit
+                self.wfile.write(self.film)
+        elif self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("Location", self.path.partition("?")[2])
+            self.end_headers()
+        else:
+            self.send_error(404)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a server on this machine; temporary files go to `tmp_path / "downloads"`."""
+    (tmp_path / "downloads").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "downloads"))
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(_Server, "film", film.read_bytes())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Server) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+    assert not list((tmp_path / "downloads").iterdir())
+
+
+@pytest.mark.parametrize("address", ["/film.mp4", "/film.mp4?key=a&unsized", "/moved?/film.mp4"])
+def test_film_from_an_address(server: str, film: Path, address: str) -> None:
+    clip = read_clip(server + address)
+    assert np.array_equal(clip.waveform, read_clip(film).waveform) and len(clip.frames) == 3
+    assert probe_media(server + address).path is None
+
+
+@pytest.mark.parametrize(
+    ("address", "limit", "message"),
+    [
+        ("/nothing.mp4", 1 << 20, "^nothing.mp4: the server answered 404.$"),
+        ("/film.mp4", 1000, "^film.mp4: a download is limited to"),
+        ("/film.mp4?unsized", 1000, "^film.mp4: a download is limited to"),
+        ("/moved?file:///etc/hostname", 1 << 20, "^moved: the server answered 302.$"),
+        ("/moved?ftp://127.0.0.1/film.mp4", 1 << 20, "^moved: the download failed"),
+    ],
+)
+def test_addresses_that_fail(
+    server: str, monkeypatch: pytest.MonkeyPatch, address: str, limit: int, message: str
+) -> None:
+    monkeypatch.setattr(media_combo_source, "MAX_DOWNLOAD_BYTES", limit)
+    with pytest.raises(MediaError, match=message):
+        read_clip(server + address)
