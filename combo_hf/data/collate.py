@@ -90,9 +90,7 @@ class Augmentation:
         if flip < self.flip:
             frames, masks = frames.flip(-1), masks.flip(-1)
             maskiges = None if maskiges is None else maskiges.flip(-1)
-        return ClipExample(
-            example.video_id, frames, maskiges, example.input_features, masks, example.label_frames
-        )
+        return ClipExample(example.video_id, frames, maskiges, example.input_features, masks, example.label_frames)
 
 
 def example_generator(seed: int, epoch: int, index: int) -> torch.Generator:

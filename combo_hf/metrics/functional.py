@@ -114,9 +114,7 @@ class SemanticScores:
         self.sums = torch.zeros(3, self.num_labels, dtype=torch.float64)
         return self
 
-    def update(
-        self, prediction: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray
-    ) -> SemanticScores:
+    def update(self, prediction: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> SemanticScores:
         """Add frames; how they are cut into calls does not matter.
 
         Args:

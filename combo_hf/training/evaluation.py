@@ -91,9 +91,7 @@ def iter_class_maps(
         model.train(training)
 
 
-def class_maps_of(
-    class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]
-) -> torch.Tensor:
+def class_maps_of(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """(A, Q, K + 1) and (A, Q, h, w) -> (A, K, H, W), the release's semantic inference; sums, not probabilities."""
     classes = class_logits.float().softmax(-1)[..., :-1]  # (A, Q, K)
     masks = nnf.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False).sigmoid()

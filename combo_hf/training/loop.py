@@ -158,6 +158,7 @@ class _Run:
             state._reset_state()  # else an earlier run in this process would decide; there is no public way
         self.accelerator = accelerate.Accelerator(
             mixed_precision=recipe.mixed_precision,
+            cpu=not torch.accelerator.is_available(),  # unless told, several CPU processes do not join each other
             # The order of an epoch follows from (seed, epoch): what an exact resume needs.
             dataloader_config=accelerate.DataLoaderConfiguration(use_seedable_sampler=True),
         )

@@ -95,6 +95,4 @@ def build_scheduler(
     """
     if max_steps < 1 or warmup_steps < 0:
         raise ValueError(f"wanted max_steps >= 1 and warmup_steps >= 0, got {max_steps} and {warmup_steps}.")
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: poly_factor(step, max_steps, power, warmup_steps)
-    )
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly_factor(step, max_steps, power, warmup_steps))
