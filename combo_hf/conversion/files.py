@@ -1,8 +1,8 @@
 """Foreign weight files, read without running what is in them.
 
-Three kinds occur: PyTorch files (detectron2 checkpoints, VGGish, PVTv2), ImageNet pickles of detectron2 (numpy arrays),
-and safetensors. PyTorch files go through `torch.load(weights_only=True)`, pickles through an unpickler that knows numpy
-arrays and nothing else.
+Three kinds occur: PyTorch files (detectron2 checkpoints, VGGish, PVTv2), ImageNet pickles of detectron2 (numpy
+arrays), and safetensors. PyTorch files go through `torch.load(weights_only=True)`, pickles through an unpickler that
+knows numpy arrays and nothing else.
 """
 
 from __future__ import annotations

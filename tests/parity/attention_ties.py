@@ -1,8 +1,8 @@
-"""Attention masks are a threshold: a mask logit within rounding of zero falls on either side, and its query then moves by up to 1e-2.
+"""Attention masks are a threshold: a mask logit within rounding of zero falls on either side.
 
-Two float32 programs cannot agree on such a tie (the official code disagrees with its own float64 run). So a tie is settled as the
-golden settled it, and only then are the stages compared. Nothing else is excused: a bit counts as a tie only where |logit| <= LIMIT,
-it is looked for only in the frame and layer that differ, and the number of ties is bounded by the tests.
+Two float32 programs cannot agree on such ties. So a tie is settled as the golden settled it, and only then are the
+stages compared. Nothing else is excused: a bit counts as a tie only where |logit| <= LIMIT, it is looked for only in the
+frame and layer that differ, and the number of ties is bounded by the tests.
 """
 
 from __future__ import annotations
@@ -44,23 +44,21 @@ class AttentionTies:
 
         Args: wanted: (layers, Q / 10, T, d / 16) crops of the golden. most: give up after so many.
         """
-        hopeless: set[tuple[int, int]] = set()
-        while self.count < most:
+        settled = False
+        while not settled and self.count < most:
             layers, received = self._run(decoder, inputs, wanted.shape[2])
             errors = (layers - wanted).abs().amax(dim=(1, 3)) / wanted.abs().amax(dim=(1, 2, 3))[
                 :, None
             ]  # (layers, T)
-            suspects = [tuple(pair) for pair in (errors > SUSPICIOUS).nonzero().tolist()]
-            suspects = [pair for pair in suspects if pair not in hopeless]
-            if not suspects:
-                return
-            layer, frame = suspects[0]
-            bit = self._best_bit(decoder.layers[layer], received[layer], layer, frame, wanted[layer, :, frame])
-            if bit is None:
-                # what differs here was handed down from an earlier layer, or is an error that the stages will show
-                hopeless.add((layer, frame))
-            else:
-                self.flips.setdefault(layer, []).append(bit)
+            settled = True
+            for layer, frame in (errors > SUSPICIOUS).nonzero().tolist():
+                bit = self._best_bit(decoder.layers[layer], received[layer], layer, frame, wanted[layer, :, frame])
+                if (
+                    bit is not None
+                ):  # otherwise handed down from an earlier layer, or an error that the stages will show
+                    self.flips.setdefault(layer, []).append(bit)
+                    settled = False
+                    break
 
     def _run(self, decoder: torch.nn.Module, inputs: tuple, frames: int) -> tuple[torch.Tensor, list[tuple]]:
         received: list[tuple] = []

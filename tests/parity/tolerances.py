@@ -1,7 +1,7 @@
 """What "the same numbers" means, stage by stage: one table for all parity tests.
 
-A stage passes where max |ours - golden| <= atol + rtol * (largest magnitude of the golden's stage), float32 against float32.
-The goldens themselves are float32: the official code differs from its own float64 run by about 1e-6 of the largest magnitude.
+A stage passes where max |ours - golden| <= atol + rtol * (largest magnitude of the golden's stage), all in float32.
+The official code differs from its own float64 run by about 1e-6 of the largest magnitude.
 """
 
 from __future__ import annotations
