@@ -68,7 +68,7 @@ def demo(arguments: argparse.Namespace) -> None:
         raise InputError(f"{clip.name}: the demo clip is missing from this installation; reinstall {PROGRAM}")
     pipe = load_pipeline(device=arguments.device)
     with _progress_bar(clip.name) as progress:
-        prediction = predict_to_folder(pipe, clip, arguments.output, "demo", sheet=True, progress=progress)
+        prediction = predict_to_folder(pipe, clip, arguments.output, "demo", fps=5, sheet=True, progress=progress)
     print(f"What sounds when: {prediction.summary}")
     _print_files(prediction)
     print(BUNDLED_NOTE)

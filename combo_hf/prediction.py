@@ -159,7 +159,8 @@ class _Collector:
         """Contact sheet of the frames that were kept, over the sound of the whole film."""
         if not self.kept:  # a broken film can have fewer frames than it says
             raise MediaError("no frame for the contact sheet")
-        return contact_sheet({**self.result, "frames": self.kept}, np.concatenate(self.peaks))
+        kept = {**self.result, "frames": self.kept}
+        return contact_sheet(kept, np.concatenate(self.peaks), summary=summarize(self.result))
 
 
 def _columns(source: Any, fps: int) -> list[int]:

@@ -121,7 +121,7 @@ def summarize(result: Mapping[str, Any]) -> str:
 
 
 def contact_sheet(
-    result: Mapping[str, Any], waveform: np.ndarray | None = None, tile: int = 200
+    result: Mapping[str, Any], waveform: np.ndarray | None = None, tile: int = 200, summary: str | None = None
 ) -> Image.Image:
     """One picture of a clip: a column per frame (frame, Maskige, heat map, mask), the sound and its labels below.
 
@@ -129,6 +129,8 @@ def contact_sheet(
         result: what the pipeline returned with `return_maps=True`.
         waveform: `(N,)` the sound of these frames; default the result's own.
         tile: width of a picture in pixels.
+        summary: the line at the foot; default what [`summarize`] says of these frames. A sheet of some frames of a
+            longer film needs the film's.
 
     Raises:
         ValueError: no frames, or a result that was made without `return_maps=True`.
@@ -162,7 +164,9 @@ def contact_sheet(
     _text(draw, (8, y + wave // 2), "sound", INK, 15, "lm")
     _draw_labels(draw, frames, names, colors, (left, y + wave + gap), cell[0], gap)
     _text(draw, (8, y + wave + gap + 2), "sounding", INK, 15)
-    _text(draw, (8, size[1] - 22), _fit(summarize(result), size[0] - 16, 14), FAINT, 14)
+    _text(
+        draw, (8, size[1] - 22), _fit(summarize(result) if summary is None else summary, size[0] - 16, 14), FAINT, 14
+    )
     return sheet
 
 

@@ -1,8 +1,8 @@
 """Attention masks are a threshold: a mask logit within rounding of zero falls on either side.
 
 Two float32 programs cannot agree on such ties. So a tie is settled as the golden settled it, and only then are the
-stages compared. Nothing else is excused: a bit counts as a tie only where |logit| <= LIMIT, it is looked for only in the
-frame and layer that differ, and the number of ties is bounded by the tests.
+stages compared. Nothing else is excused: a bit counts as a tie only where |logit| <= LIMIT, it is looked for only in
+the frame and layer that differ, and the number of ties is bounded by the tests.
 """
 
 from __future__ import annotations

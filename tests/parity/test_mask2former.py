@@ -1,4 +1,4 @@
-"""Our pixel decoder and masked decoder against transformers' Mask2Former, both alive, with the same tiny random weights."""
+"""Our pixel decoder and masked decoder against transformers' Mask2Former, both alive, with the same random weights."""
 
 import re
 
@@ -9,9 +9,11 @@ from transformers import Mask2FormerConfig
 from transformers.models.mask2former.modeling_mask2former import (
     Mask2FormerMaskedAttentionDecoder,
     Mask2FormerPixelDecoder,
+    Mask2FormerSinePositionEmbedding,
 )
 
 from combo_hf.configuration_combo import ComboConfig
+from combo_hf.conversion.official import cut, rename
 from combo_hf.modeling_combo_decoder import ComboDecoder
 from combo_hf.modeling_combo_pixel_decoder import ComboPixelDecoder
 
@@ -41,7 +43,7 @@ DECODER_RULES = [
 def configs() -> tuple[Mask2FormerConfig, ComboConfig]:
     theirs = Mask2FormerConfig(
         feature_size=DIM, mask_feature_size=DIM, hidden_dim=DIM, encoder_feedforward_dim=48, encoder_layers=2,
-        decoder_layers=4, num_attention_heads=HEADS, dropout=0.0, dim_feedforward=40, num_queries=QUERIES, pre_norm=False,
+        decoder_layers=4, num_attention_heads=HEADS, dropout=0.0, dim_feedforward=40, num_queries=QUERIES,
     )  # fmt: skip
     ours = ComboConfig.from_preset(
         "tiny", hidden_dim=DIM, num_attention_heads=HEADS, num_queries=QUERIES, pixel_decoder_layers=2,
@@ -59,8 +61,6 @@ def randomise(module: torch.nn.Module) -> None:
 
 
 def transfer(theirs: torch.nn.Module, ours: torch.nn.Module, rules: list[tuple[str, str]]) -> None:
-    from combo_hf.conversion.official import cut, rename
-
     wanted, found = ours.state_dict(), {}
     for name, tensor in theirs.state_dict().items():
         found.update(cut(rename(name, rules) or pytest.fail(name), tensor))
@@ -89,21 +89,19 @@ def test_pixel_decoder(configs: tuple[Mask2FormerConfig, ComboConfig]):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("all_layers", [True, False])
-def test_masked_decoder(configs: tuple[Mask2FormerConfig, ComboConfig], all_layers: bool):
+def test_masked_decoder(configs: tuple[Mask2FormerConfig, ComboConfig], all_layers: bool, attention: str):
     theirs = Mask2FormerMaskedAttentionDecoder(configs[0]).eval()
     randomise(theirs)
+    configs[1]._attn_implementation = attention
     ours = ComboDecoder(configs[1]).eval()
-    ours.config = configs[1]
     randomise(ours)
     transfer(theirs, ours, DECODER_RULES)
     generator = torch.Generator().manual_seed(2)
     scales = [torch.randn(2, DIM, side, side, generator=generator) for side in (2, 4, 8)]
     features = torch.randn(2, DIM, 16, 16, generator=generator)
     audio = torch.randn(2, QUERIES, DIM, generator=generator)
-
-    from transformers.models.mask2former.modeling_mask2former import Mask2FormerSinePositionEmbedding  # noqa: PLC0415
-
     position = Mask2FormerSinePositionEmbedding(num_position_features=DIM // 2, normalize=True)
     places = [position(maps.shape, maps.device, maps.dtype, None).flatten(2).permute(2, 0, 1) for maps in scales]
     values = [

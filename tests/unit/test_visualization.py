@@ -116,3 +116,12 @@ def test_contact_sheet_needs_maps():
     for frames in ([], [frame]):
         with pytest.raises(ValueError, match="return_maps"):
             contact_sheet({**make_result(), "frames": frames})
+
+
+def test_foot_of_a_sheet_of_some_frames_can_speak_of_the_whole_film():
+    frames = [{"timestamp": 0.5, "segments": [], "label_map": np.zeros((8, 8), np.uint8),
+               "image": Image.new("RGB", (8, 8))}]  # fmt: skip
+    result = {"frames": frames, "labels": {0: "background", 1: "bell"}, "fps": 1, "has_audio": False}
+    sheets = [contact_sheet(result, np.zeros(10, np.float32), summary=text) for text in (None, "bell 3-9 s")]
+    differs = np.any(np.asarray(sheets[0]) != np.asarray(sheets[1]), axis=(1, 2)).nonzero()[0]
+    assert len(differs) and differs.min() >= sheets[0].height - 26
