@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from fixtures_media import noise, numbered
 from fixtures_models import tiny_folder, tiny_pipe  # noqa: F401
 
@@ -35,3 +36,16 @@ def avs_sample(shared: Path) -> Path:
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3 s, 25 numbered pictures a second of 64 x 48, with sound; not to be changed."""
     return write_video(tmp_path_factory.mktemp("film") / "film.mp4", numbered(75), 25, noise(3))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each worker: two of them share the cores."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests hold large models: never two at a time."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))

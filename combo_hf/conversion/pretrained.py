@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoBackbone
+from transformers import AutoConfig
 
 from .files import read_state_dict
 from .official import BACKBONE_RULES, cut, rename
@@ -41,7 +41,7 @@ def load_pretrained_backbones(model: Any, source: str | Path | dict) -> list[str
 
     Args:
         model: a COMBO model.
-        source: a Hub id or folder of a transformers checkpoint (`AutoBackbone`), or a weight file of the release:
+        source: a Hub id or folder of a transformers checkpoint, or a weight file of the release:
             detectron2's `R-50.pkl`, or `pvt_v2_b5.pth` of PVTv2's authors; or such a state dict.
 
     Returns:
@@ -55,15 +55,26 @@ def load_pretrained_backbones(model: Any, source: str | Path | dict) -> list[str
     if isinstance(source, dict) or Path(source).suffix in WEIGHT_FILES:
         converted, unused = _rename_backbone(read_state_dict(source))
     else:
-        config = model.config.backbone_config
-        pretrained = AutoBackbone.from_pretrained(source, out_features=list(config.out_features))
-        if pretrained.config.model_type != config.model_type:
-            raise ValueError(f"{source} is a {pretrained.config.model_type}; this model has a {config.model_type}.")
-        converted, unused = pretrained.state_dict(), []
+        converted, unused = _read_transformers(encoder.backbone, source), []
     backbones = [encoder.backbone] + ([encoder.maskige_backbone] if encoder.maskige_backbone is not None else [])
     for backbone in backbones:
         _load(backbone, converted, str(source) if not isinstance(source, dict) else "the given state dict")
     return unused
+
+
+def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Tensor]:
+    """Weights of a transformers checkpoint of the same kind (usually an image classifier), under our names."""
+    found, wanted = AutoConfig.from_pretrained(source).model_type, backbone.config.model_type
+    if found != wanted:
+        raise ValueError(f"{source} is a {found}; this model has a {wanted}.")
+    # not AutoBackbone.from_pretrained: it takes a folder for the name of a repository
+    pretrained, loading = type(backbone).from_pretrained(
+        source, out_features=list(backbone.config.out_features), output_loading_info=True
+    )
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ValueError(f"{source} lacks {len(missing)} entries of a {wanted} backbone: {missing[:3]}.")
+    return pretrained.state_dict()
 
 
 def _rename_backbone(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from goldens import PRESETS, manifest, official_weights
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.conversion.files import read_state_dict
@@ -250,17 +251,37 @@ def test_vggish(tmp_path: Path):
         load_vggish(model, {"other": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("shared_encoders", [False, True])
-def test_imagenet_start_from_a_transformers_folder(tmp_path: Path, shared_encoders: bool):
-    model, other = tiny(share_encoders=shared_encoders), tiny()
-    torch.nn.init.ones_(other.model.encoder.backbone.embedder.embedder.convolution.weight)
-    other.model.encoder.backbone.save_pretrained(tmp_path)
+RESNET = {"model_type": "resnet", "embedding_size": 24, "hidden_sizes": [24, 48, 96, 128], "depths": [1, 1, 1, 1],
+          "layer_type": "basic"}  # fmt: skip
+PVT = {
+    "model_type": "pvt_v2",
+    "hidden_sizes": [8, 16, 24, 32],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 2, 4, 8],
+}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "shared_encoders"), [(RESNET, False), (RESNET, True), (PVT, False)], ids=["resnet", "shared", "pvt"]
+)
+def test_imagenet_start_from_a_classifier(tmp_path: Path, backbone: dict, shared_encoders: bool):
+    values = {key: value for key, value in backbone.items() if key != "model_type"}
+    classifier = AutoModelForImageClassification.from_config(AutoConfig.for_model(backbone["model_type"], **values))
+    classifier.save_pretrained(tmp_path)
+    model = tiny(backbone_config=backbone, share_encoders=shared_encoders)
     assert load_pretrained_backbones(model, str(tmp_path)) == []
+    wanted = {name.split(".", 1)[1]: value for name, value in classifier.state_dict().items()}
     encoder = model.model.encoder
-    for backbone in (encoder.backbone, encoder.maskige_backbone):
-        if backbone is not None:
-            assert bool((backbone.embedder.embedder.convolution.weight == 1).all())
+    for loaded in (encoder.backbone, encoder.maskige_backbone):
+        if loaded is not None:
+            assert all(torch.equal(value, wanted[name]) for name, value in loaded.state_dict().items())
     assert (encoder.maskige_backbone is None) is shared_encoders
+
+
+def test_imagenet_start_of_another_architecture(tmp_path: Path):
+    AutoConfig.for_model("pvt_v2").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a pvt_v2; this model has a resnet"):
+        load_pretrained_backbones(tiny(), tmp_path)
 
 
 def test_imagenet_start_of_another_size():

@@ -48,8 +48,8 @@ def official_name(name: str) -> str:
 
 
 class StoredPoints:
-    """Puts the recorded points into a `ComboLoss`, and can let the last kept candidate of a mask change places with the
-    first one left out. Both have the same |logit| up to rounding; one such point moves a term by up to 1e-4."""
+    """Puts the recorded points into a `ComboLoss`, and can let the last kept candidate of a mask change places with
+    the first one left out. Both have the same |logit| up to rounding; one such point moves a term by up to 1e-4."""
 
     def __init__(self, criterion: ComboLoss, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arrays = load(shared / "goldens/combo/loss_points.npz")
