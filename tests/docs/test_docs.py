@@ -1,5 +1,6 @@
 """What README.md and MODEL_CARD.md show is run; CI runs the README's own commands."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -45,3 +46,18 @@ def test_ci_runs_the_block_of_the_readme(name):
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert re.search(rf"^<!-- ci:{name} -->\n```bash\n\S", readme, re.M)
     assert re.search(rf"for name in .*\b{name}\b", script)
+
+
+@pytest.mark.parametrize(
+    "row, key",
+    [
+        ("with sound", "with sound"),
+        ("the same weights, silence in place of the sound", "same weights, silence at test"),
+        ("the same network trained and tested without sound", "trained and tested without sound"),
+    ],
+)
+def test_scores_in_the_readme_are_the_measured_ones(row, key):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    facts = json.loads((ROOT / "combo_hf" / "assets" / "demo" / "demo.json").read_text(encoding="utf-8"))[key]
+    shown = [float(cell) for cell in re.search(rf"^\| {re.escape(row)} \| (.+) \| (.+) \|$", readme, re.M).groups()]
+    assert shown == pytest.approx([facts["M_J"], facts["M_F"]], abs=0.051)

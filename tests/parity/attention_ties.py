@@ -7,6 +7,7 @@ the frame and layer that differ, and the number of ties is bounded by the tests.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,28 +40,39 @@ class AttentionTies:
         return sum(len(bits) for bits in self.flips.values())
 
     @torch.no_grad()
-    def settle(self, decoder: torch.nn.Module, inputs: tuple, wanted: torch.Tensor, most: int) -> None:
-        """Find the ties on which `decoder(*inputs)` and the golden layers disagree.
+    def settle(self, decoder: torch.nn.Module, inputs: tuple, wanted: torch.Tensor, stride: int, most: int) -> None:
+        """Find the ties on which `decoder(*inputs)` and the golden disagree.
 
-        Args: wanted: (layers, Q / 10, T, d / 16) crops of the golden. most: give up after so many.
+        Args: wanted: (layers, T, Q, classes / stride) class logits after each layer: they show every query, the recorded
+            layer outputs only every tenth. most: give up after so many.
         """
+
+        def logits_of(queries: torch.Tensor) -> torch.Tensor:
+            return decoder.class_head(decoder.layer_norm(queries))[..., ::stride]  # (F, Q, classes / stride)
+
         settled = False
         while not settled and self.count < most:
-            layers, received = self._run(decoder, inputs, wanted.shape[2])
-            errors = (layers - wanted).abs().amax(dim=(1, 3)) / wanted.abs().amax(dim=(1, 2, 3))[
-                :, None
-            ]  # (layers, T)
+            outputs, received = self._run(decoder, inputs)
+            ours = torch.stack([logits_of(queries)[: wanted.shape[1]] for queries in outputs])
+            errors = (ours - wanted).abs().amax(dim=(2, 3)) / wanted.abs().amax(dim=(1, 2, 3))[:, None]  # (layers, T)
             settled = True
             for layer, frame in (errors > SUSPICIOUS).nonzero().tolist():
-                bit = self._best_bit(decoder.layers[layer], received[layer], layer, frame, wanted[layer, :, frame])
+                arguments = [part[frame : frame + 1] for part in received[layer]][:4]
+
+                def error(masks: torch.Tensor, layer=layer, frame=frame, arguments=arguments) -> float:
+                    queries = decoder.layers[layer](*arguments, self.original(masks[None]))
+                    return float((logits_of(queries)[0] - wanted[layer, frame]).abs().max())
+
+                bit = self._best_bit(self.logits[layer][frame], error)
                 if (
                     bit is not None
                 ):  # otherwise handed down from an earlier layer, or an error that the stages will show
-                    self.flips.setdefault(layer, []).append(bit)
+                    self.flips.setdefault(layer, []).append((frame, *bit))
                     settled = False
                     break
 
-    def _run(self, decoder: torch.nn.Module, inputs: tuple, frames: int) -> tuple[torch.Tensor, list[tuple]]:
+    def _run(self, decoder: torch.nn.Module, inputs: tuple) -> tuple[list[torch.Tensor], list[tuple]]:
+        """Outputs and arguments of every layer."""
         received: list[tuple] = []
         hooks = [layer.register_forward_pre_hook(lambda _, args: received.append(args)) for layer in decoder.layers]
         tap: dict[str, torch.Tensor] = {}
@@ -68,26 +80,17 @@ class AttentionTies:
         decoder(*inputs, tap=tap)
         for hook in hooks:
             hook.remove()
-        return torch.stack([crop_queries(tap[f"decoder_layer/{i}"])[:, :frames] for i in range(len(hooks))]), received
+        return [tap[f"decoder_layer/{index}"] for index in range(len(hooks))], received
 
-    def _best_bit(
-        self, layer: torch.nn.Module, received: tuple, index: int, frame: int, wanted: torch.Tensor
-    ) -> tuple[int, ...] | None:
-        queries, position, keys, values, _ = (part[frame : frame + 1] for part in received)
-        logits = self.logits[index][frame]
-        ties = (logits.abs() <= LIMIT).nonzero()
-        ties = ties[logits[tuple(ties.T)].abs().argsort()]
-
-        def error(bits: torch.Tensor) -> float:
-            out = layer(queries, position, keys, values, self.original(bits[None]))
-            return float((crop_queries(out)[:, 0] - wanted).abs().max())
-
+    @staticmethod
+    def _best_bit(logits: torch.Tensor, error: Callable[[torch.Tensor], float]) -> tuple[int, ...] | None:
+        """Of the ties in `logits` (Q, h_l, w_l) the one whose other side brings the layer closest to the golden."""
         best, smallest = None, 0.7 * error(logits)
-        for tie in ties.tolist():
+        for tie in (logits.abs() <= LIMIT).nonzero().tolist():
             flipped = logits.clone()
             flipped[tuple(tie)] = -1e-9 if flipped[tuple(tie)] >= 0 else 0.0
             if (distance := error(flipped)) < smallest:
-                best, smallest = (frame, *tie), distance
+                best, smallest = tuple(tie), distance
         return best
 
 

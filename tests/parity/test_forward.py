@@ -126,7 +126,8 @@ def compare_decoder(
     frames = golden["pred_logits"].shape[0]
     inputs = (*received, all_layers)
     ties.flips.clear()
-    ties.settle(decoder, inputs, torch.from_numpy(golden["decoder_layer_crop"]), most=12)
+    class_stride = int(golden["layer_logits_class_stride"])
+    ties.settle(decoder, inputs, torch.from_numpy(golden["layer_logits"])[1:], class_stride, most=12)
     ties.logits.clear()
     states: dict[str, torch.Tensor] = {}
     predictions = [(c[:frames], m[:frames]) for c, m in decoder(*inputs, tap=states)]
@@ -134,9 +135,8 @@ def compare_decoder(
     for layer, wanted in enumerate(golden["decoder_layer_crop"]):
         stages.add(f"decoder_layer/{layer}", crop_queries(states[f"decoder_layer/{layer}"])[:, :frames], wanted)
     if all_layers:
-        stride = int(golden["layer_logits_class_stride"])
         for layer, (classes, _) in enumerate(predictions):
-            stages.add(f"layer_logits/{layer}", classes[..., ::stride], golden["layer_logits"][layer])
+            stages.add(f"layer_logits/{layer}", classes[..., ::class_stride], golden["layer_logits"][layer])
         masks = torch.stack([maps for _, maps in predictions]).double().flatten(3)
         stages.add("layer_masks_mean", masks.mean(3), golden["layer_masks_mean"])
         stages.add("layer_masks_std", masks.std(3, unbiased=False), golden["layer_masks_std"])
