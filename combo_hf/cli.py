@@ -128,6 +128,20 @@ def info(arguments: argparse.Namespace) -> None:
     print(f"{'all':16} {model.num_parameters():>12,} parameters")
 
 
+def convert(arguments: argparse.Namespace) -> None:
+    """Convert a checkpoint of the official release into a folder that `--model` takes."""
+    from .conversion.official import convert_official_checkpoint
+    from .conversion.saving import check_output, save_converted
+
+    check_output(arguments.output)
+    with _named(arguments.checkpoint):
+        model, report = convert_official_checkpoint(
+            arguments.checkpoint, arguments.preset, fusion=False if arguments.no_fusion else None
+        )
+    print(report)
+    print(f"written to {save_converted(model, report, arguments.output)}")
+
+
 def synthesize(arguments: argparse.Namespace) -> None:
     """Write synthetic clips with their ground truth."""
     from .data.synthetic import write_dataset
@@ -167,6 +181,13 @@ def build_parser() -> argparse.ArgumentParser:
     text = "versions, devices, or the parts of a model"
     command = _command(commands, "info", info, text, f"{PROGRAM} info my-model")
     command.add_argument("model", nargs="?", help="folder or Hub id")
+
+    example = f"{PROGRAM} convert model_best.pth --preset pvtv2-b5-s4 --output combo-s4"
+    command = _command(commands, "convert", convert, "convert an official checkpoint", example)
+    command.add_argument("checkpoint", type=Path, help="official .pth file")
+    command.add_argument("--preset", required=True, help="{r50, pvtv2-b5}-{s4, ms3, avss}: what it was trained as")
+    command.add_argument("--output", type=Path, required=True, help="new folder")
+    command.add_argument("--no-fusion", action="store_true", help="as the release's AVSS/R50 test configuration")
 
     data = commands.add_parser("data", help="data sets", description="Data sets.")
     data_commands = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND", parser_class=_Parser)

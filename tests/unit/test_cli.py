@@ -202,3 +202,23 @@ def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "combo_hf", "predict"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("combo-hf: error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content, preset, message",
+    [
+        (None, "r50-s4", "official.pth"),
+        (b"", "r50-s4", "official.pth"),
+        (b"text", "r50-s4", "official.pth"),
+        (b"text", "r101-s4", "known"),
+    ],
+    ids=["missing", "empty", "foreign", "unknown preset"],
+)
+def test_convert_refuses_what_is_no_official_checkpoint(tmp_path, capsys, content, preset, message):
+    source = tmp_path / "official.pth"
+    if content is not None:
+        source.write_bytes(content)
+    assert cli.main(["convert", str(source), "--preset", preset, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
