@@ -43,8 +43,8 @@ class AttentionTies:
     def settle(self, decoder: torch.nn.Module, inputs: tuple, wanted: torch.Tensor, stride: int, most: int) -> None:
         """Find the ties on which `decoder(*inputs)` and the golden disagree.
 
-        Args: wanted: (layers, T, Q, classes / stride) class logits after each layer: they show every query, the recorded
-            layer outputs only every tenth. most: give up after so many.
+        Args: wanted: (layers, T, Q, classes / stride) class logits after each layer: they show every query, the
+            recorded layer outputs only every tenth. most: give up after so many.
         """
 
         def logits_of(queries: torch.Tensor) -> torch.Tensor:
