@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,9 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests hold large models: never two at a time."""
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group("slow"))
+@pytest.fixture(autouse=True)
+def give_memory_back(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a slow test, which may have held gigabytes: the other worker may need them."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        gc.collect()
+        if sys.platform == "linux":
+            with contextlib.suppress(OSError, AttributeError):  # not every libc has it
+                ctypes.CDLL(None).malloc_trim(0)

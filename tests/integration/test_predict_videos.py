@@ -127,7 +127,13 @@ def test_in_a_process_of_its_own(shared, tiny_folder, tmp_path):
 def test_interrupted_in_the_middle(shared, tiny_folder, tmp_path, number):
     source = shared / "data" / "avs-sample" / "nasty" / "long_60s_160x120_10fps.mp4"
     command = [sys.executable, "-m", "combo_hf", "predict", str(source), "--output", str(tmp_path / "out"), "--masks"]
-    with subprocess.Popen([*command, "--model", tiny_folder], stderr=subprocess.PIPE, text=True) as process:
+    # A shell's background job, as CI may be, hands down an ignored SIGINT; the child must start with the usual one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen([*command, "--model", tiny_folder], stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         while process.poll() is None and not list(tmp_path.glob("out/.combo-*/masks/*")):
             time.sleep(0.02)
         process.send_signal(number)

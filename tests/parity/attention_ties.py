@@ -16,7 +16,7 @@ import combo_hf.modeling_combo_decoder as decoder_module
 
 
 LIMIT = 3e-5  # mask logits reach 17; float32 noise of the official code's own mask logits: 1.7e-5
-SUSPICIOUS = 6e-6  # of the layer's largest magnitude; without ties layers agree to 3e-6
+SUSPICIOUS = 1.5e-5  # of the layer's largest class logit; without ties layers agree to 3e-6
 
 
 class AttentionTies:
@@ -50,6 +50,7 @@ class AttentionTies:
         def logits_of(queries: torch.Tensor) -> torch.Tensor:
             return decoder.class_head(decoder.layer_norm(queries))[..., ::stride]  # (F, Q, classes / stride)
 
+        hopeless: set[tuple[int, int]] = set()  # handed down from an earlier layer, or an error that the stages show
         settled = False
         while not settled and self.count < most:
             outputs, received = self._run(decoder, inputs)
@@ -57,6 +58,8 @@ class AttentionTies:
             errors = (ours - wanted).abs().amax(dim=(2, 3)) / wanted.abs().amax(dim=(1, 2, 3))[:, None]  # (layers, T)
             settled = True
             for layer, frame in (errors > SUSPICIOUS).nonzero().tolist():
+                if (layer, frame) in hopeless:
+                    continue
                 arguments = [part[frame : frame + 1] for part in received[layer]][:4]
 
                 def error(masks: torch.Tensor, layer=layer, frame=frame, arguments=arguments) -> float:
@@ -64,10 +67,11 @@ class AttentionTies:
                     return float((logits_of(queries)[0] - wanted[layer, frame]).abs().max())
 
                 bit = self._best_bit(self.logits[layer][frame], error)
-                if (
-                    bit is not None
-                ):  # otherwise handed down from an earlier layer, or an error that the stages will show
+                if bit is None:
+                    hopeless.add((layer, frame))
+                else:
                     self.flips.setdefault(layer, []).append((frame, *bit))
+                    hopeless = {pair for pair in hopeless if pair[0] < layer or pair[1] != frame}
                     settled = False
                     break
 

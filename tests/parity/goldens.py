@@ -41,15 +41,12 @@ def filler(shared: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("fill_weights", shared / "goldens/fill_weights.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.fill_entry = functools.lru_cache(maxsize=None)(module.fill_entry)  # R50 configurations share most entries
     return module
 
 
 def official_weights(shared: Path, config: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Synthetic state dict with the official names."""
-    entries = manifest(shared, config)
-    entries["entries"] = [(name, tuple(shape), dtype) for name, shape, dtype in entries["entries"]]
-    return filler(shared).fill_state_dict(entries, seed)
+    return filler(shared).fill_state_dict(manifest(shared, config), seed)
 
 
 @functools.lru_cache(maxsize=1)  # one at a time: a PVT model is 1.1 GB
