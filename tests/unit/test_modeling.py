@@ -63,7 +63,7 @@ def clip_alone(inputs, index):
 
 def assert_alone_equals_batch(model, inputs):
     """In float64: in float32 another batch size rounds differently, and where a mask logit lies within rounding of the
-    attention threshold, a token becomes visible to its query or not (seen: 1 query of 1500 moved by 2e-3)."""
+    attention threshold, a token becomes visible to its query or not (seen: a class logit moved by 2e-3)."""
     model = model.double()
     inputs = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
     for layout in ("per_frame", "official"):
