@@ -1,0 +1,1 @@
+"""Sub-commands of `combo-hf`, a file a group; each has `register(commands)`."""

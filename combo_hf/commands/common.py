@@ -1,0 +1,96 @@
+"""What the sub-commands share: the parser, names in front of messages, progress."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+PROGRAM = "combo-hf"
+BAD_INPUT = (ValueError, OSError, ImportError)
+
+
+class InputError(ValueError):
+    """Bad input, with the name of the file or option in front: `<name>: <reason>`."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{PROGRAM}: error: {message}\n")
+
+
+def add_command(commands: Any, name: str, run: Callable, text: str, example: str) -> argparse.ArgumentParser:
+    """Add a sub-command.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        name (`str`): of the sub-command.
+        run: called with the parsed arguments; returns an exit code or `None`. Its docstring is the description.
+        text (`str`): one line for the list of commands.
+        example (`str`): a command line, shown by `--help`.
+    """
+    command = commands.add_parser(name, help=text, description=f"{run.__doc__}", epilog=f"Example: {example}")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    command.set_defaults(run=run)
+    return command
+
+
+def add_group(commands: Any, name: str, text: str) -> Any:
+    """Add a sub-command that has sub-commands of its own, and return what those are added to."""
+    group = commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    return group.add_subparsers(dest=f"{name}_command", required=True, metavar="COMMAND", parser_class=Parser)
+
+
+def positive(text: str) -> int:
+    """Type of an option: a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def device(text: str) -> str:
+    """Type of an option: a device that torch can use here."""
+    import torch
+
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not usable here ({reason(error)})") from error
+    return text
+
+
+@contextmanager
+def named(source: Any) -> Iterator[None]:
+    """Put the name of the file in front of what went wrong with it."""
+    try:
+        yield
+    except BAD_INPUT as error:
+        text, name = reason(error), Path(str(source)).name
+        known = isinstance(error, InputError) or text.startswith((f"{name}:", f"{source}:"))
+        raise InputError(text if known else f"{name}: {text}") from error
+
+
+def reason(error: Exception) -> str:
+    """One line, without the machinery of the exception."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{Path(str(error.filename)).name}: {error.strerror}" if error.filename else error.strerror
+    return " ".join((str(error).strip() or type(error).__name__).split("\n")[0].split())
+
+
+@contextmanager
+def progress_bar(name: str, unit: str = "window") -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on a terminal, nothing where stderr is a file; yields `progress(done, total)`."""
+    from tqdm import tqdm
+
+    with tqdm(desc=name, unit=unit, disable=None, leave=False) as bar:
+
+        def progress(done: int, total: int | None) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield progress

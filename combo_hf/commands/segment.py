@@ -1,0 +1,134 @@
+"""`combo-hf demo`, `predict` and `info`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .common import PROGRAM, InputError, add_command, device, named, positive, progress_bar, reason
+
+
+BUNDLED_NOTE = (
+    "Note: the bundled weights know only the synthetic scenes of this package; for real footage name a model: --model"
+)
+PACKAGES = "combo-hf torch torchaudio transformers huggingface-hub numpy pillow av scikit-image".split()
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """Segment the bundled clip with the bundled weights."""
+    from combo_hf import ASSETS, load_pipeline
+    from combo_hf.prediction import predict_to_folder
+
+    clip = ASSETS / "demo_clip.mp4"
+    if not clip.is_file():
+        raise InputError(f"{clip.name}: the demo clip is missing from this installation; reinstall {PROGRAM}")
+    pipe = load_pipeline(device=arguments.device)
+    with progress_bar(clip.name) as progress:
+        prediction = predict_to_folder(pipe, clip, arguments.output, "demo", fps=5, sheet=True, progress=progress)
+    print(f"What sounds when: {prediction.summary}")
+    _print_files(prediction)
+    print(BUNDLED_NOTE)
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Segment films; one that cannot be read does not keep the others from being done."""
+    from combo_hf import load_pipeline
+    from combo_hf.prediction import predict_to_folder
+
+    with named(arguments.model or "bundled weights"):
+        pipe = load_pipeline(arguments.model, device=arguments.device)
+    failed = False
+    for source, name in _unique_names(arguments.source):
+        try:
+            with named(source), progress_bar(name) as progress:
+                prediction = predict_to_folder(
+                    pipe, source, arguments.output, name, progress=progress, fps=arguments.fps,
+                    batch_size=arguments.batch_size, masks=arguments.masks, summary=arguments.json,
+                    sheet=arguments.sheet)  # fmt: skip
+        except InputError as error:
+            if arguments.debug or len(arguments.source) == 1:
+                raise
+            print(f"{PROGRAM}: error: {reason(error)}", file=sys.stderr)
+            failed = True
+            continue
+        print(f"{Path(str(source)).name}: {prediction.summary}{'' if prediction.has_audio else ' (no sound track)'}")
+        for warning in prediction.warnings:
+            print(f"  damaged  {warning}")
+        _print_files(prediction)
+    if arguments.model is None:
+        print(BUNDLED_NOTE)
+    return 2 if failed else 0
+
+
+def info(arguments: argparse.Namespace) -> None:
+    """Versions, devices and the bundled weights; or the parts of a given model."""
+    import torch
+
+    from combo_hf import BUNDLED_MODEL, ComboForAudioVisualSegmentation, resolve_model
+
+    for package in PACKAGES if arguments.model is None else ():
+        print(f"{package:16} {_version(package)}")
+    if arguments.model is None:
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        print(f"{'devices':16} {', '.join(['cpu', *names])}")
+        facts = BUNDLED_MODEL / "demo.json"
+        known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
+        print(f"{'bundled weights':16} {BUNDLED_MODEL if (BUNDLED_MODEL / 'config.json').is_file() else 'missing'}")
+        for key, value in known.items():
+            print(f"  {key}: {value}")
+        return
+    with named(arguments.model):
+        model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(arguments.model))
+    for name, part in model.model.named_children():
+        print(f"{name:16} {sum(values.numel() for values in part.parameters()):>12,} parameters")
+    print(f"{'all':16} {model.num_parameters():>12,} parameters")
+
+
+def register(commands: Any) -> None:
+    """Add the sub-commands."""
+    command = add_command(commands, "demo", demo, "segment the bundled clip", f"{PROGRAM} demo --output combo-demo")
+    command.add_argument("--output", type=Path, default=Path("combo-demo"), help="folder, default ./combo-demo")
+    command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
+
+    example = f"{PROGRAM} predict street.mp4 --output out --model my-model --masks --json"
+    command = add_command(commands, "predict", predict, "segment films", example)
+    command.add_argument("source", nargs="+", help="film: file or http(s) URL")
+    command.add_argument("--output", type=Path, required=True, help="folder for the results")
+    command.add_argument("--model", help="folder or Hub id; default: the bundled weights (synthetic scenes only)")
+    command.add_argument("--fps", type=positive, default=1, help="frames per second to segment, default 1")
+    command.add_argument("--batch-size", type=positive, default=1, help="windows per batch, default 1")
+    command.add_argument("--masks", action="store_true", help="also an index PNG per frame")
+    command.add_argument("--json", action="store_true", help="also a JSON file: labels, scores, areas per frame")
+    command.add_argument("--sheet", action="store_true", help="also a contact sheet")
+    command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
+
+    text = "versions, devices, or the parts of a model"
+    command = add_command(commands, "info", info, text, f"{PROGRAM} info my-model")
+    command.add_argument("model", nargs="?", help="folder or Hub id")
+
+
+def _unique_names(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
+    from combo_hf.prediction import source_name
+
+    seen: dict[str, int] = {}
+    for source in sources:
+        name = source_name(source)
+        seen[name] = seen.get(name, 0) + 1
+        yield source, name if seen[name] == 1 else f"{name}-{seen[name]}"
+
+
+def _print_files(prediction: Any) -> None:
+    for kind, path in prediction.files.items():
+        print(f"  {kind:8} {path}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
