@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,10 @@ class Prediction:
         seconds: number of frames divided by fps.
         warnings: damage found in the film.
         files: what was written, by kind: `"overlay"`, `"masks"` (a folder), `"json"`, `"sheet"`.
+        result: like the pipeline's result, but its frames hold only `timestamp` and `segments` without masks.
+        kept: the frames that were asked for with `keep`, as the pipeline returns them with `return_maps=True`.
+        peaks: lowest and highest sample of every stretch of the sound, alternating; drawn, it looks like the waveform.
+            Only where frames were kept.
     """
 
     summary: str
@@ -42,6 +46,9 @@ class Prediction:
     seconds: float
     warnings: list[str]
     files: dict[str, Path] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    peaks: np.ndarray | None = None
 
 
 def predict_to_folder(
@@ -55,6 +62,8 @@ def predict_to_folder(
     masks: bool = False,
     summary: bool = False,
     sheet: bool = False,
+    keep: int = 0,
+    classes: Sequence[str] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Prediction:
     """Segment a film and write what was found; memory does not grow with the length of the film.
@@ -72,6 +81,8 @@ def predict_to_folder(
         masks: also one index PNG (class numbers, coloured by a palette) per frame.
         summary: also a JSON file: per frame the labels, scores and areas.
         sheet: also a contact sheet, of at most 10 frames evenly spread.
+        keep: return so many frames, evenly spread, with all their maps.
+        classes: only these labels.
         progress: called with (windows done, windows in all or None).
 
     Raises:
@@ -80,9 +91,10 @@ def predict_to_folder(
     """
     name = name or source_name(source)
     with _local(source) as film, _staged(Path(folder)) as (stage, targets):
-        columns = _columns(film, fps) if sheet else ()
+        columns = _columns(film, fps, max(keep, SHEET_COLUMNS if sheet else 0)) if sheet or keep else ()
         collector = _Collector(pipe.model.config, stage / "masks" if masks else None, columns)
-        windows = pipe.stream(film, batch_size=batch_size, fps=fps, return_maps=sheet, progress=progress)
+        options = {"fps": fps, "return_maps": bool(columns), "progress": progress, "classes": classes}
+        windows = pipe.stream(film, batch_size=batch_size, **options)
         maps = collector.label_maps(windows)
         write_overlay_video(film, stage / "overlay.mp4", maps, collector.colors, fps=fps)
         for _ in maps:  # a last picture may be shown for seconds: the video needs no maps for these, the others do
@@ -98,7 +110,10 @@ def predict_to_folder(
             targets["sheet"] = (stage / "sheet.png", f"{name}_sheet.png")
     files = {kind: Path(folder) / target for kind, (_, target) in targets.items()}
     facts = collector.result
-    return Prediction(summarize(facts), facts["has_audio"], len(collector.facts) / fps, facts["warnings"], files)
+    return Prediction(
+        summarize(facts), facts["has_audio"], len(collector.facts) / fps, facts["warnings"], files, facts,
+        collector.kept, np.concatenate(collector.peaks) if collector.peaks else None,
+    )  # fmt: skip
 
 
 def source_name(source: Any) -> str:
@@ -163,9 +178,9 @@ class _Collector:
         return contact_sheet(kept, np.concatenate(self.peaks), summary=summarize(self.result))
 
 
-def _columns(source: Any, fps: int) -> list[int]:
+def _columns(source: Any, fps: int, most: int) -> list[int]:
     count = max(1, probe_media(source).seconds * fps)
-    return sorted({0, *np.linspace(0, count - 1, min(count, SHEET_COLUMNS)).round().astype(int).tolist()})
+    return sorted({0, *np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()})
 
 
 def _peaks(waveform: np.ndarray, rate: int) -> np.ndarray:

@@ -120,6 +120,60 @@ def summarize(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{label} {start:g}-{end:g} s" for label, start, end in stretches) or "nothing sounds"
 
 
+def draw_timeline(
+    result: Mapping[str, Any], waveform: np.ndarray | None = None, duration: float | None = None, width: int = 720
+) -> Image.Image:
+    """The sound of a film, and below it a line per class with bars where it sounds.
+
+    Large letters: on a telephone the picture is shown at half its width.
+
+    Args:
+        result: what the pipeline returned, or `Prediction.result`.
+        waveform: `(N,)` samples or peaks, evenly spread over the duration; default the result's own.
+        duration: of the film in seconds; default the number of frames / fps.
+        width: of the picture in pixels, at least 320.
+
+    Raises:
+        ValueError: no frames, a duration that is not positive, or a width below 320.
+    """
+    frames, fps = result["frames"], result.get("fps", 1)
+    duration = len(frames) / fps if duration is None else duration
+    if not frames or not duration > 0 or width < 320:
+        raise ValueError(f"wanted frames, a duration above 0 and a width of 320 or more, got {duration} and {width}.")
+    waveform = result.get("waveform") if waveform is None else waveform
+    names = _label_names(result)
+    colors = {name: tuple(int(part) for part in color) for name, color in
+              zip(names.values(), class_colors(max(1, len(names))), strict=False)}  # fmt: skip
+    stretches = timeline(frames, fps)
+    labels = list(dict.fromkeys(label for label, _, _ in stretches))
+    left, row, wave, foot = 170, 32, 110, 34
+    picture = Image.new("RGB", (width, wave + max(1, len(labels)) * row + foot + 16), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    span = width - left - 10
+
+    def column(second: float) -> int:
+        return left + round(span * min(max(second / duration, 0), 1))
+
+    _draw_waveform(draw, waveform, (left, 6, left + span, wave - 6), result.get("has_audio", True))
+    _text(draw, (10, wave // 2), "sound", INK, 20, "lm")
+    for line, label in enumerate(labels):
+        y = wave + line * row
+        _text(draw, (10, y + row // 2), _fit(label, left - 16, 20), INK, 20, "lm")
+        for name, start, end in stretches:
+            if name == label:
+                box = (column(start), y + 5, max(column(end) - 2, column(start) + 2), y + row - 5)
+                draw.rounded_rectangle(box, 4, fill=colors.get(label, INK))
+    if not labels:
+        _text(draw, (left, wave + row // 2), "nothing sounds", FAINT, 20, "lm")
+    y = wave + max(1, len(labels)) * row + 6
+    step = next(step for step in (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, duration) if duration / step <= 8)
+    for tick in np.arange(0, duration + 1e-6, step):
+        draw.line((column(tick), y, column(tick), y + 6), fill=FAINT)
+        anchor = "la" if tick == 0 else "ra" if column(tick) > left + span - 24 else "ma"
+        _text(draw, (column(tick), y + 8), f"{tick:g} s", FAINT, 18, anchor)
+    return picture
+
+
 def contact_sheet(
     result: Mapping[str, Any], waveform: np.ndarray | None = None, tile: int = 200, summary: str | None = None
 ) -> Image.Image:
