@@ -38,6 +38,7 @@ SUPERPIXELS = "superpixels"
 EVERYTHING_AT = 12  # frames of the gallery, evenly spread
 MAX_FPS = 5
 KEEP_FILES_S = 3600
+WORKER = "combo-segment"
 TITLE = "Which pixels make this sound?"
 CSS = """
 .gradio-container {max-width: 1100px !important; margin: 0 auto !important; width: 100% !important}
@@ -193,7 +194,7 @@ class Segmenter:
             except BaseException as error:  # carried over to the visitor's thread
                 done.put(("error", error))
 
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=work, name=WORKER, daemon=True).start()
         folder = None
         try:
             while True:

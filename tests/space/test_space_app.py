@@ -1,0 +1,173 @@
+"""The page without a browser: settings, refusals, results, many users at once."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tempfile
+import threading
+import time
+import tomllib
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures_media import noise
+from PIL import Image
+
+import combo_hf
+from combo_hf.media_combo import probe_media, write_video
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def make_film(path, width=64, seconds=1, sound=True, level=90):
+    frames = [np.full((48, width, 3), level, np.uint8)] * (4 * seconds)
+    return write_video(path, frames, 4, noise(seconds) if sound else None)
+
+
+@pytest.fixture(scope="module")
+def connect(serve, tiny_folder):
+    """`connect(COMBO_MAX_SECONDS="2")` -> client of a page with these settings."""
+    gradio_client = pytest.importorskip("gradio_client")
+    clients = {}
+
+    def client(**settings):
+        address = serve(COMBO_MODEL=tiny_folder, **settings)
+        if address not in clients:
+            clients[address] = gradio_client.Client(address, verbose=False)
+        return clients[address]
+
+    return client
+
+
+def size_of(picture):
+    with Image.open(picture) as image:
+        return image.size
+
+
+def segment(client, film, **options):
+    from gradio_client import handle_file
+
+    inputs = {"proposals": "superpixels", "fps": 1, "classes": [], **options}
+    return client.predict(handle_file(film), **inputs, api_name="/segment")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected", "error"),
+    [
+        ({}, (60, 50, 64), None),
+        ({"COMBO_MAX_SECONDS": "7", "COMBO_MAX_QUEUE": "3"}, (7, 50, 3), None),
+        ({"COMBO_MAX_MEGABYTES": "0"}, None, "COMBO_MAX_MEGABYTES.*above 0"),
+        ({"COMBO_MAX_SECONDS": "many"}, None, "COMBO_MAX_SECONDS.*'many'"),
+    ],
+)
+def test_limits(app, environment, expected, error):
+    if error:
+        with pytest.raises(ValueError, match=error):
+            app.Limits.from_environment(environment)
+        return
+    limits = app.Limits.from_environment(environment)
+    assert (limits.seconds, limits.megabytes, limits.queue) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", {}), (" sam = org/sam , x=folder", {"sam": "org/sam", "x": "folder"}), ("sam", None), ("=a", None)],
+)
+def test_proposal_sources(app, text, expected):
+    if expected is None:
+        with pytest.raises(ValueError, match="COMBO_PROPOSALS"):
+            app.proposal_sources(text)
+    else:
+        assert app.proposal_sources(text) == expected
+
+
+def test_result(connect, tmp_path):
+    film = make_film(tmp_path / "zwei drei.mp4", width=80, seconds=3)
+    overlay, summary, timeline, gallery, files = segment(connect(), str(film), fps=2)
+    assert (probe_media(overlay).width, probe_media(overlay).has_audio) == (80, True)
+    assert summary.startswith("**") and size_of(timeline)[0] == 720
+    assert len(gallery) == 4 * 6 and gallery[1]["caption"] == "0.5 s Maskige"
+    video, archive, report = (Path(file) for file in files)
+    assert video.name == "combo_overlay.mp4"
+    with zipfile.ZipFile(archive) as content:
+        assert content.namelist() == [f"{index:06d}.png" for index in range(6)]
+        assert size_of(io.BytesIO(content.read("000003.png"))) == (80, 48)
+    assert len(json.loads(report.read_text())["frames"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda path: make_film(path, seconds=3), {}, "The video has 3 seconds; at most 2 are taken here"),
+        (lambda path: path.write_bytes(b"no film" * 50), {}, "The video: cannot be read"),
+        (lambda path: path.write_bytes(os.urandom(2_100_000)), {}, "exceeds|larger than|maximum"),
+        (make_film, {"fps": 9}, "greater than maximum"),
+        (make_film, {"classes": ["cow"]}, "'cow'"),
+        (make_film, {"proposals": "sam"}, "sam"),
+    ],
+)
+def test_refusals(connect, tmp_path, make, options, message):
+    film = tmp_path / "secret_name.mp4"
+    make(film)
+    with pytest.raises(Exception, match=message) as caught:
+        segment(connect(COMBO_MAX_SECONDS="2", COMBO_MAX_MEGABYTES="2"), str(film), **options)
+    if "exceeds" not in str(caught.value):  # said by the client, of its own file
+        assert "secret_name" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+def test_no_sound_track_is_said(connect, tmp_path):
+    summary = segment(connect(), str(make_film(tmp_path / "still.mp4", sound=False)))[1]
+    assert "no sound track" in summary
+
+
+def test_video_is_asked_for(app, tiny_pipe):
+    segmenter = app.Segmenter(tiny_pipe, {}, app.Limits())
+    with pytest.raises(app.gr.Error, match="Choose or record"):
+        segmenter.check(None, "superpixels", 1, [])
+    with pytest.raises(app.gr.Error, match="no proposal model 'x'"):
+        segmenter.check("film.mp4", "x", 1, [])
+
+
+def test_who_leaves_frees_the_network(app, tiny_pipe, tmp_path, monkeypatch):
+    film = make_film(tmp_path / "long.mp4", seconds=20)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    windows = []
+    monkeypatch.setattr(tiny_pipe, "forward", lambda *a, f=tiny_pipe.forward, **k: windows.append(1) or f(*a, **k))
+    run = app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(film), "superpixels", 1, [], lambda *_, **__: None)
+    next(run)
+    run.close()
+    deadline = time.monotonic() + 60
+    while any(thread.name == app.WORKER for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert 1 <= len(windows) < 4
+    assert not list(tmp_path.glob("combo-result-*"))
+
+
+@pytest.mark.slow
+def test_twenty_users_at_once(connect, tmp_path):
+    """Films of different widths: nobody gets somebody else's."""
+    shared = connect()
+    films = {64 + 4 * index: make_film(tmp_path / f"{index}.mp4", 64 + 4 * index) for index in range(20)}
+
+    def use(width):
+        overlay, summary, *_ = segment(shared, str(films[width]))
+        return width, probe_media(overlay).width, bool(summary)
+
+    with ThreadPoolExecutor(20) as users:
+        assert list(users.map(use, films)) == [(width, width, True) for width in films]
+
+
+def test_files_of_the_space_fit_the_package():
+    requirement = (ROOT / "space" / "requirements.txt").read_text()
+    assert f"combo_hf-{combo_hf.__version__}-" in requirement
+    front = (ROOT / "space" / "README.md").read_text().split("---")[1]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    gradio = next(entry for entry in project["optional-dependencies"]["space"] if entry.startswith("gradio"))
+    major = gradio.split(">=")[1].split(".")[0]
+    assert f"sdk_version: {major}." in front and "app_file: app.py" in front
