@@ -1,0 +1,180 @@
+"""The network as a graph for a fixed number of frames: `torch.export` programs and ONNX files.
+
+What is exported is one clip of T frames without labels: frames, Maskiges and log-mel in, class and mask logits out.
+Reading films, Maskiges, log-mel and the label maps out of the logits stay in Python ([`ComboProcessor`]).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+
+INPUTS = ("pixel_values", "maskige_values", "input_features")
+OUTPUTS = ("class_queries_logits", "masks_queries_logits")
+SUFFIXES = (".onnx", ".pt2")
+OPSET = 18  # bilinear Resize, GridSample and LayerNormalization as one operator each
+TOLERANCE = 1e-4  # of the largest magnitude of an output
+
+
+class ClipNetwork(nn.Module):
+    """One clip through the network: `(pixel_values, [maskige_values,] input_features)` -> two tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.use_maskige = model.config.use_maskige
+
+    def forward(self, pixel_values: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Args: pixel_values, and maskige_values if used, (T, 3, H, W); input_features (T, 1, 96, 64)."""
+        maskige_values, input_features = rest if self.use_maskige else (None, rest[0])
+        out = self.model(pixel_values, maskige_values, input_features, [pixel_values.shape[0]])
+        return out.class_queries_logits, out.masks_queries_logits
+
+
+def example_inputs(config: Any, num_frames: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random inputs of the right shapes, by name: `(T, 3, H, W)` twice (once without Maskige), `(T, 1, 96, 64)`."""
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}.")
+    generator = torch.Generator().manual_seed(seed)
+    size = config.image_size
+    values = {name: torch.randn(num_frames, 3, size, size, generator=generator) for name in INPUTS[:2]}
+    values["input_features"] = torch.randn(num_frames, 1, 96, 64, generator=generator) - 3
+    return values if config.use_maskige else {key: value for key, value in values.items() if key != INPUTS[1]}
+
+
+def export_program(model: nn.Module, num_frames: int | None = None) -> torch.export.ExportedProgram:
+    """`torch.export` of the network for clips of `num_frames` frames.
+
+    Args:
+        model: [`ComboForAudioVisualSegmentation`], float32.
+        num_frames: T; default the model's `config.num_frames`.
+
+    Raises:
+        ValueError: fewer than one frame.
+    """
+    model = model.eval().cpu()
+    inputs = example_inputs(model.config, num_frames or model.config.num_frames)
+    with torch.no_grad(), _quiet():
+        return torch.export.export(ClipNetwork(model), tuple(inputs.values()))
+
+
+def save_program(model: nn.Module, path: str | Path, num_frames: int | None = None) -> dict[str, float]:
+    """Write a `torch.export` program (`torch.export.load` reads it), compared as [`export_onnx`] does it.
+
+    Returns:
+        Largest difference of each output, relative to its largest magnitude.
+
+    Raises:
+        RuntimeError: the program does not compute what the network computes; nothing is left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_frames = num_frames or model.config.num_frames
+    program = export_program(model, num_frames)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        file = Path(folder) / "model.pt2"
+        with _quiet():
+            torch.export.save(program, file)
+            loaded = torch.export.load(file).module()
+        inputs = example_inputs(model.config, num_frames, seed=1)
+        with torch.no_grad():
+            differences = _differences(loaded(*inputs.values()), ClipNetwork(model)(*inputs.values()))
+        _check_differences(differences)
+        os.replace(file, path)
+    return differences
+
+
+def export_onnx(model: nn.Module, path: str | Path, num_frames: int | None = None) -> dict[str, float]:
+    """Write an ONNX file, and compare it with PyTorch on random inputs before it gets its name.
+
+    Args:
+        model: [`ComboForAudioVisualSegmentation`], float32.
+        path: file to write; weights are inside it.
+        num_frames: T; default the model's `config.num_frames`.
+
+    Returns:
+        Largest difference of each output, relative to its largest magnitude.
+
+    Raises:
+        ImportError: onnx, onnxscript or onnxruntime is missing.
+        RuntimeError: the file does not compute what PyTorch computes (difference above 1e-4); nothing is left.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        _require(package)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    num_frames = num_frames or model.config.num_frames
+    program = export_program(model, num_frames)
+    names = list(example_inputs(model.config, num_frames))
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        file = Path(folder) / "model.onnx"
+        with _quiet():
+            exported = torch.onnx.export(
+                program, input_names=names, output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True, verbose=False
+            )
+            exported.save(file, external_data=False)
+        differences = compare_onnx(model, file, num_frames)
+        _check_differences(differences)
+        os.replace(file, path)
+    return differences
+
+
+def compare_onnx(model: nn.Module, path: str | Path, num_frames: int, seed: int = 1) -> dict[str, float]:
+    """Run file and network on the same random inputs; difference of each output relative to its largest magnitude."""
+    runtime = _require("onnxruntime")
+    inputs = example_inputs(model.config, num_frames, seed)
+    with torch.no_grad():
+        wanted = ClipNetwork(model.eval().cpu())(*inputs.values())
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    got = session.run(list(OUTPUTS), {name: values.numpy() for name, values in inputs.items()})
+    return _differences([torch.from_numpy(values) for values in got], wanted)
+
+
+def _differences(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> dict[str, float]:
+    return {
+        name: float((mine - theirs).abs().max() / theirs.abs().max())
+        for name, mine, theirs in zip(OUTPUTS, got, wanted, strict=True)
+    }
+
+
+def _check_differences(differences: dict[str, float]) -> None:
+    if not all(difference <= TOLERANCE for difference in differences.values()):  # also refuses NaN
+        raise RuntimeError(
+            f"the file differs from PyTorch by more than {TOLERANCE:.0e}: {differences}; nothing written."
+        )
+
+
+def _require(package: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ImportError(f"ONNX export needs {package}: pip install 'combo-hf[export]'") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its steps and logs what it could not simplify."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
