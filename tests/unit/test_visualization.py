@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from combo_hf.visualization import class_colors, contact_sheet, heat_map, overlay, summarize, timeline
+from combo_hf.visualization import (
+    class_colors,
+    contact_sheet,
+    draw_timeline,
+    heat_map,
+    overlay,
+    summarize,
+    timeline,
+)
 
 
 def make_frame(second, labels=(), size=(64, 48), **extra):
@@ -125,3 +133,26 @@ def test_foot_of_a_sheet_of_some_frames_can_speak_of_the_whole_film():
     sheets = [contact_sheet(result, np.zeros(10, np.float32), summary=text) for text in (None, "bell 3-9 s")]
     differs = np.any(np.asarray(sheets[0]) != np.asarray(sheets[1]), axis=(1, 2)).nonzero()[0]
     assert len(differs) and differs.min() >= sheets[0].height - 26
+
+
+def test_timeline_has_a_bar_where_a_class_sounds():
+    picture = np.asarray(draw_timeline(make_result(["bell"], [], ["bell"], []), np.ones(400), width=500)).astype(int)
+    bar = class_colors(2)[1]
+    columns = np.flatnonzero((picture[110 + 16] == bar).all(-1))
+    scale = (500 - 180) / 4
+    found = np.unique(((columns - 170) / scale).astype(int))
+    assert found.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("frames", "options"), [((), {}), ((["bell"],), {"width": 100}), ((["bell"],), {"duration": 0})]
+)
+def test_timeline_refuses(frames, options):
+    with pytest.raises(ValueError, match="wanted frames"):
+        draw_timeline(make_result(*frames), np.ones(10), **options)
+
+
+def test_timeline_of_hours_and_of_nothing():
+    long = make_result(*[["bell"] if second % 7 else [] for second in range(200)])
+    assert draw_timeline(long, duration=7200.5).width == 720
+    assert draw_timeline(make_result([])).height == draw_timeline(make_result(["bell"])).height

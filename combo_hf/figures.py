@@ -1,0 +1,108 @@
+"""Figures out of clips and results: grids of labelled pictures, and films that show several results side by side.
+
+`examples/figures.py` draws the figures of the paper's appendix with them. Needs Pillow and numpy, PyAV for films.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .media_combo import write_video
+from .visualization import BACKGROUND, FAINT, INK, class_colors, heat_map, overlay
+
+
+GAP = 6
+FILM_RATE = 5  # pictures per second of a film of stills: players dislike less
+
+
+def grid(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]], captions: Sequence[str] = (), tile: int = 160, left: int = 130
+) -> Image.Image:
+    """Rows of pictures, a title before each row and a caption over each column.
+
+    Args:
+        rows: (title, pictures); all rows have the same number of pictures, a title may hold line breaks.
+        captions: one per column, or none.
+        tile: width of a picture in pixels; its height follows the first picture.
+        left: width of the titles in pixels.
+
+    Raises:
+        ValueError: no pictures, rows of different lengths, or another number of captions.
+    """
+    lengths = {len(pictures) for _, pictures in rows}
+    if len(lengths) != 1 or not min(lengths) or (captions and len(captions) not in lengths):
+        raise ValueError(f"wanted rows of one length and a caption per picture, got {lengths} and {len(captions)}.")
+    width, height = rows[0][1][0].size
+    cell = (tile, max(1, round(tile * height / width)))
+    columns, top = lengths.pop(), 26 if captions else GAP
+    figure = Image.new("RGB", (left + columns * (tile + GAP), top + len(rows) * (cell[1] + GAP)), BACKGROUND)
+    draw = ImageDraw.Draw(figure)
+    font = ImageFont.load_default(14)
+    for column, caption in enumerate(captions):
+        draw.text((left + column * (tile + GAP) + tile // 2, 6), caption, fill=FAINT, font=font, anchor="ma")
+    for row, (title, pictures) in enumerate(rows):
+        y = top + row * (cell[1] + GAP)
+        draw.multiline_text((8, y + cell[1] // 2), title, fill=INK, font=font, anchor="lm")
+        for column, picture in enumerate(pictures):
+            figure.paste(picture.convert("RGB").resize(cell), (left + column * (tile + GAP), y))
+    return figure
+
+
+def marked(frame: Image.Image, label_map: np.ndarray, num_labels: int) -> Image.Image:
+    """The frame in grey, what sounds in the colour of its class. label_map: (H, W), of any size; 255 counts as 0."""
+    picture = Image.fromarray(np.where(label_map == 255, 0, label_map).astype(np.uint8))
+    resized = np.asarray(picture.resize(frame.size, Image.Resampling.NEAREST))
+    return overlay(frame.convert("L").convert("RGB"), resized, class_colors(num_labels), alpha=0.65)
+
+
+def warmed(frame: Image.Image, scores: np.ndarray) -> Image.Image:
+    """The frame below a heat map. scores: (H, W) in 0..1, at the size of the frame."""
+    return heat_map(frame, scores)
+
+
+def comparison_film(
+    path: str | Path, columns: Mapping[str, Sequence[Image.Image]], waveform: np.ndarray, seconds_per_frame: float = 1
+) -> Path:
+    """A film of several results side by side, with the sound of the clip.
+
+    Args:
+        path: mp4 to write.
+        columns: title -> T pictures of one size.
+        waveform: `(N,)` at 16 kHz; cut or followed by silence to the length of the pictures.
+        seconds_per_frame: how long a picture is shown.
+
+    Raises:
+        ValueError: no pictures, or columns of different lengths.
+    """
+    lengths = {len(pictures) for pictures in columns.values()}
+    if len(lengths) != 1 or not min(lengths):
+        raise ValueError(f"wanted columns of one length, got {lengths or 'none'}.")
+    count = lengths.pop()
+    pictures = []
+    for index in range(count):
+        row = grid([("", [column[index] for column in columns.values()])], list(columns), tile=240, left=GAP)
+        pictures.append(np.asarray(row.crop((0, 0, row.width // 2 * 2, row.height // 2 * 2))))
+    repeats = max(1, round(FILM_RATE * seconds_per_frame))
+    wanted = round(count * seconds_per_frame * 16000)
+    sound = np.zeros(wanted, np.float32)
+    sound[: min(wanted, len(waveform))] = waveform[:wanted]
+    stills = (picture for picture in pictures for _ in range(repeats))
+    return write_video(path, stills, FILM_RATE, sound)
+
+
+def clip_result(pipe: Any, clip: Any, silent: bool = False) -> list[dict[str, Any]]:
+    """The pipeline's frames, with maps, of one clip.
+
+    Args:
+        pipe: [`AudioVisualSegmentationPipeline`].
+        clip: has `frames`, one per second, `waveform` and `sampling_rate`.
+        silent: hear silence instead of the clip's sound.
+    """
+    audio = np.zeros_like(clip.waveform) if silent else clip.waveform
+    inputs = {"frames": list(clip.frames), "audio": audio, "sampling_rate": clip.sampling_rate}
+    return pipe(inputs, return_maps=True)["frames"]
