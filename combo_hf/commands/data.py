@@ -10,24 +10,93 @@ from typing import Any
 from .common import PROGRAM, add_command, add_group, positive
 
 
+SUBSETS = ("s4", "ms3", "avss")
+SPLITS = ("train", "val", "test")
+
+
 def synthesize(arguments: argparse.Namespace) -> None:
     """Write synthetic clips with their ground truth."""
+    counts = {arguments.split: arguments.clips}
+    if arguments.layout == "official":
+        from combo_hf.data.synthetic_layouts import write_official
+
+        folder = write_official(arguments.output, arguments.kind, counts, arguments.seed, maskiges=arguments.maskiges)
+        print(f"{arguments.clips} clip(s) of kind {arguments.kind} in the folders of AVSBench: {folder}")
+        return
     from combo_hf.data.synthetic import write_dataset
 
     folder = write_dataset(
         arguments.kind,
         arguments.output,
-        {arguments.split: arguments.clips},
+        counts,
         seed=arguments.seed,
         formats=("rows", "mp4") if arguments.rows else ("mp4",),
+        maskiges=arguments.maskiges,
         progress=sys.stderr.isatty(),
     )
     print(f"{arguments.clips} clip(s) of kind {arguments.kind} in {folder}; clips.jsonl says what sounds when")
 
 
+def build(arguments: argparse.Namespace) -> None:
+    """Write a subset of AVSBench as parquet, to be read by `datasets.load_dataset(OUTPUT, SUBSET)`. A run that was
+    interrupted or killed goes on where it was when it is started again."""
+    from combo_hf.data.avsbench import build_dataset, push_dataset
+
+    if arguments.push_to_hub and not arguments.private:
+        raise ValueError("--push-to-hub needs --private: AVSBench may not be handed on.")
+    names = (
+        "root",
+        "subset",
+        "output",
+        "splits",
+        "num_processes",
+        "rows_per_shard",
+        "maskiges",
+        "log_mel",
+        "processed",
+    )
+    report = build_dataset(
+        **{name: getattr(arguments, name) for name in names},
+        on_error="skip" if arguments.skip_broken else "raise",
+        resume=not arguments.restart,
+    )
+    counts = ", ".join(f"{split} {rows}" for split, rows in report.rows.items())
+    print(f"{report.subset}: {counts} rows in {report.folder} ({report.written} files written, {report.kept} kept)")
+    for name, why in report.skipped:
+        print(f"left out {name}: {why}")
+    if arguments.push_to_hub:
+        print(push_dataset(report.folder, arguments.push_to_hub, private=arguments.private))
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """List what is missing, extra or odd in the folders of AVSBench. Exit code 0: nothing that matters, 1: errors (or,
+    with --strict, anything at all), 2: no AVSBench there."""
+    from combo_hf.data.avsbench import check_dataset, format_findings
+
+    findings = check_dataset(
+        arguments.root,
+        arguments.subset,
+        num_processes=arguments.num_processes,
+        processed=arguments.processed,
+        log_mel=arguments.log_mel,
+        decode=not arguments.quick,
+    )
+    errors = sum(finding.serious for finding in findings)
+    if findings:
+        print(format_findings(findings, arguments.all))
+    print(f"{errors} error(s), {len(findings) - errors} note(s)")
+    return 1 if errors or (arguments.strict and findings) else 0
+
+
 def register(commands: Any) -> None:
     """Add the sub-commands."""
     group = add_group(commands, "data", "data sets")
+    _register_synthesize(group)
+    _register_build(group)
+    _register_check(group)
+
+
+def _register_synthesize(group: Any) -> None:
     example = f"{PROGRAM} data synthesize --output scenes --kind ms3 --clips 4"
     command = add_command(group, "synthesize", synthesize, "make clips whose ground truth is known", example)
     command.add_argument("--output", type=Path, required=True, help="folder for the clips")
@@ -36,3 +105,44 @@ def register(commands: Any) -> None:
     command.add_argument("--clips", type=positive, default=4, help="how many, default 4")
     command.add_argument("--seed", type=int, default=0, help="other seeds give other clips, default 0")
     command.add_argument("--rows", action="store_true", help="also parquet rows with masks, to train on")
+    command.add_argument(
+        "--layout", choices=("own", "official"), default="own", help="official: the folders and csv files of AVSBench"
+    )
+    command.add_argument("--maskiges", metavar="GENERATOR", help="also Maskiges, for example of 'superpixels'")
+
+
+def _register_build(group: Any) -> None:
+    example = f"{PROGRAM} data build --subset s4 --root AVSBench --output avsbench --num-processes 4"
+    command = add_command(group, "build", build, "AVSBench folders to parquet", example)
+    command.add_argument("--subset", choices=SUBSETS, required=True)
+    command.add_argument("--root", type=Path, required=True, help="folder of AVSBench, or of the subset")
+    command.add_argument("--output", type=Path, required=True, help="folder to write to; may hold other subsets")
+    command.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help="default all")
+    command.add_argument("--num-processes", type=positive, default=1, help="default 1")
+    command.add_argument("--rows-per-shard", type=positive, help="clips in a file; default 512 (s4) or 128")
+    command.add_argument(
+        "--maskiges",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="auto: where there are any; yes: all or error",
+    )
+    command.add_argument("--log-mel", action="store_true", help="also the official pickled log-mel examples")
+    command.add_argument("--processed", action="store_true", help="avss: the 224 x 224 pictures, not the native ones")
+    command.add_argument("--skip-broken", action="store_true", help="leave damaged clips out, and list them")
+    command.add_argument("--restart", action="store_true", help="do not go on with an earlier run")
+    command.add_argument("--push-to-hub", metavar="REPO", help="then upload to this data set repository")
+    command.add_argument("--private", action="store_true", help="required with --push-to-hub")
+
+
+def _register_check(group: Any) -> None:
+    command = add_command(
+        group, "check", check, "what is wrong with AVSBench folders", f"{PROGRAM} data check AVSBench"
+    )
+    command.add_argument("root", type=Path, help="folder of AVSBench, or of a subset")
+    command.add_argument("--subset", choices=SUBSETS, help="default all that are there")
+    command.add_argument("--num-processes", type=positive, default=1, help="default 1")
+    command.add_argument("--processed", action="store_true", help="avss: look at the 224 x 224 pictures")
+    command.add_argument("--log-mel", action="store_true", help="look at the pickled log-mel examples, too")
+    command.add_argument("--quick", action="store_true", help="names and sizes only, decode nothing")
+    command.add_argument("--all", action="store_true", help="every finding, not two of a kind")
+    command.add_argument("--strict", action="store_true", help="exit code 1 for notes as well")

@@ -7,18 +7,18 @@ own, seeded by (seed, epoch, index): it depends neither on the number of workers
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.feature_extraction_combo import LOG_OFFSET, ComboFeatureExtractor
-from combo_hf.image_processing_combo import IGNORE_INDEX, ComboImageProcessor, to_label_map, to_rgb
+from combo_hf.data.rows import ClipPictures, make_pictures, read_row
+from combo_hf.feature_extraction_combo import LOG_OFFSET
+from combo_hf.image_processing_combo import IGNORE_INDEX, ComboImageProcessor
 
 
 IMAGE_MEAN, IMAGE_STD = ComboImageProcessor.image_mean, ComboImageProcessor.image_std
@@ -99,6 +99,26 @@ def example_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) << 32 | int(state[1]))
 
 
+def plain_example(clip: ClipPictures, image_size: int) -> ClipExample:
+    """Bring a decoded clip to the input size as the processors do at inference: frames bilinear, the rest nearest.
+
+    Args:
+        clip ([`ClipPictures`])
+        image_size (`int`): side in pixels; the aspect ratio is not kept.
+    """
+    size = (image_size, image_size)
+    labels = [np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) for mask in clip.masks]
+    stacked = np.stack(labels) if labels else np.zeros((0, *size), np.uint8)
+    return ClipExample(
+        clip.video_id,
+        _stack_rgb(clip.frames, size, Image.Resampling.BILINEAR),
+        None if clip.maskiges is None else _stack_rgb(clip.maskiges, size, Image.Resampling.NEAREST),
+        clip.input_features,
+        torch.from_numpy(stacked),
+        clip.label_frames,
+    )
+
+
 def make_example(
     video_id: str,
     frames: Sequence[Any],
@@ -110,76 +130,27 @@ def make_example(
     image_size: int,
     num_labels: int,
 ) -> ClipExample:
-    """Bring one clip to the input size, as the processors do it at inference.
-
-    Args:
-        video_id (`str`)
-        frames: T images, of any size.
-        maskiges: T RGB images or uint8 (H, W, 3) arrays, or `None`.
-        waveform: (N,) or with channels; silence follows if it is shorter than T seconds.
-        sampling_rate (`int`): in Hz.
-        masks: T label maps (H, W); those of frames without annotation are not looked at.
-        label_frames: T flags.
-        image_size (`int`): side in pixels.
-        num_labels (`int`): K; other class ids are refused (255 excepted).
+    """Bring the parts of one clip to the input size; for the parts see [`make_pictures`].
 
     Raises:
         ValueError: numbers that differ, or something that is no image, label map or sound; names the clip.
     """
-    lengths = [len(entry) for entry in (frames, masks, label_frames, frames if maskiges is None else maskiges)]
-    if len(set(lengths)) != 1 or not frames:
-        raise ValueError(f"clip {video_id}: frames, masks, label_frames and maskiges differ in number: {lengths}.")
-    size = (image_size, image_size)
-    try:
-        pictures = _stack_rgb(frames, size, Image.Resampling.BILINEAR)
-        painted = None if maskiges is None else _stack_rgb(maskiges, size, Image.Resampling.NEAREST)
-        labels = [to_label_map(mask, num_labels) for mask, known in zip(masks, label_frames, strict=True) if known]
-        features = ComboFeatureExtractor()(waveform, sampling_rate=sampling_rate, num_frames=len(frames))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"clip {video_id}: {error}") from error
-    resized = [np.asarray(Image.fromarray(label).resize(size, Image.Resampling.NEAREST)) for label in labels]
-    stacked = np.stack(resized) if resized else np.zeros((0, *size), np.uint8)
-    known = torch.tensor([bool(flag) for flag in label_frames])
-    return ClipExample(video_id, pictures, painted, features["input_features"], torch.from_numpy(stacked), known)
+    clip = make_pictures(video_id, frames, maskiges, waveform, sampling_rate, masks, label_frames, num_labels)
+    return plain_example(clip, image_size)
 
 
-def row_to_example(row: dict[str, Any], image_size: int, num_labels: int) -> ClipExample:
-    """Turn a data set row into a clip.
+def row_to_example(row: Mapping[str, Any], image_size: int, num_labels: int) -> ClipExample:
+    """Turn a data set row into a clip at the input size, without augmentation.
 
     Args:
-        row: video_id, frames, masks, label_frames, maskiges (or `None`) and audio, as `combo_hf.data.synthetic` writes
-            them; pictures decoded or as `{"bytes": ...}`, sound as `{"bytes": ...}` of a file that soundfile reads.
-        image_size (`int`), num_labels (`int`): see [`make_example`].
+        row, num_labels: see [`read_row`].
+        image_size (`int`): side in pixels.
 
     Raises:
         ValueError: a part is missing or cannot be read; names the clip.
         ImportError: soundfile is not installed.
     """
-    import soundfile
-
-    missing = {"video_id", "frames", "masks", "label_frames", "audio"} - set(row)
-    if missing:
-        raise ValueError(f"row {row.get('video_id', '?')}: {sorted(missing)} missing, got {sorted(row)}.")
-    name = row["video_id"]
-    sound = (row["audio"] or {}).get("bytes")
-    if not sound:
-        raise ValueError(f"clip {name}: audio has no bytes; put the file itself into the row, not its path.")
-    try:
-        waveform, rate = soundfile.read(io.BytesIO(sound), dtype="float32")
-    except RuntimeError as error:
-        raise ValueError(f"clip {name}: the sound cannot be read ({error}).") from error
-    maskiges = row.get("maskiges")
-    return make_example(
-        name,
-        [_decode(image, name) for image in row["frames"]],
-        [_decode(image, name) for image in maskiges] if maskiges else None,
-        waveform,
-        rate,
-        [_decode(image, name) for image in row["masks"]],
-        row["label_frames"],
-        image_size,
-        num_labels,
-    )
+    return plain_example(read_row(row, num_labels), image_size)
 
 
 class ComboCollator:
@@ -198,14 +169,18 @@ class ComboCollator:
         self._mean = torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1)
         self._std = torch.tensor(IMAGE_STD).view(1, 3, 1, 1)
 
-    def __call__(self, examples: Sequence[ClipExample]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[ClipExample | Mapping[str, Any]]) -> dict[str, Any]:
         """Pack clips.
 
+        Args:
+            examples: clips, or rows with the same parts as [`ComboTransform`] gives them.
+
         Raises:
-            ValueError: no clip, clips of different sizes, or a Maskige is missing.
+            ValueError: no clip, clips of different sizes, or something is missing.
         """
         if not examples:
             raise ValueError("cannot make a batch of no clips.")
+        examples = [as_example(entry) for entry in examples]
         sizes = {tuple(example.frames.shape[2:]) for example in examples}
         if len(sizes) > 1:
             raise ValueError(f"the clips of a batch must have one image size, got {sorted(sizes)}.")
@@ -229,6 +204,24 @@ class ComboCollator:
         return torch.cat(pictures).float().sub_(self._mean).div_(self._std)
 
 
+def as_example(entry: ClipExample | Mapping[str, Any]) -> ClipExample:
+    """The clip, from a clip or from a row of its parts.
+
+    Raises:
+        ValueError: the row lacks a part.
+        TypeError: neither.
+    """
+    if not isinstance(entry, Mapping):
+        if not isinstance(entry, ClipExample):
+            raise TypeError(f"a batch: wanted clips (ClipExample) or rows of their parts, got {type(entry).__name__}.")
+        return entry
+    names = [field.name for field in fields(ClipExample)]
+    missing = [name for name in names if name not in entry]
+    if missing or not torch.is_tensor(entry["frames"]):
+        raise ValueError(f"a batch: its rows need the tensors that ComboTransform makes; missing: {missing or 'all'}.")
+    return ClipExample(**{name: entry[name] for name in names})
+
+
 def frame_targets(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Label map (H, W) -> one binary mask per class present, background included: (C, H, W) float, and (C,) int64.
 
@@ -249,17 +242,6 @@ def _recolour(frames: torch.Tensor, factors: list[float]) -> torch.Tensor:
     return values.sub_(grey).mul_(saturation).add_(grey).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _stack_rgb(images: Sequence[Any], size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:
-    arrays = [np.asarray(to_rgb(image).resize(size, resample)) for image in images]
+def _stack_rgb(images: Sequence[Image.Image], size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:
+    arrays = [np.asarray(image.resize(size, resample)) for image in images]
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()  # (T, 3, H, W)
-
-
-def _decode(image: Any, name: str) -> Any:
-    if not isinstance(image, dict):
-        return image
-    if not image.get("bytes"):
-        raise ValueError(f"clip {name}: a picture has no bytes; put the file itself into the row, not its path.")
-    try:
-        return Image.open(io.BytesIO(image["bytes"]))
-    except OSError as error:
-        raise ValueError(f"clip {name}: a picture cannot be read ({error}).") from error

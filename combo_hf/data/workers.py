@@ -1,0 +1,82 @@
+"""Several processes for work on many files: progress, and no orphans."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+
+def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: int = 1) -> Iterator[Any]:
+    """Call `work` on every task and yield what it returns, in the order of completion.
+
+    Processes are spawned, since forking one that has run torch may hang; a script that calls this with
+    `num_processes` above 1 needs the `if __name__ == "__main__"` guard. They end with the process that started them,
+    even if that is killed.
+
+    Args:
+        work: a function of a module (it is sent by name).
+        tasks: its arguments, one each.
+        num_processes (`int`): 1 works in this process.
+
+    Raises:
+        ValueError: fewer than one process.
+        ChildProcessError: a process was killed, by lack of memory for example.
+        Exception: whatever `work` raises.
+    """
+    if num_processes < 1:
+        raise ValueError(f"num_processes must be at least 1, got {num_processes}.")
+    if num_processes == 1 or len(tasks) < 2:
+        yield from map(work, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(num_processes, len(tasks)), mp_context=context, initializer=_prepare_worker)
+    try:
+        waiting: set[Future] = set()
+        for task in tasks:
+            waiting.add(pool.submit(work, task))
+            if len(waiting) >= 4 * num_processes:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    except BaseException as error:
+        for process in list((pool._processes or {}).values()):  # they would finish what nobody waits for
+            process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise ChildProcessError(
+                "a worker process was killed, perhaps by lack of memory; use fewer processes and run it again, "
+                "finished parts are kept."
+            ) from error
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the owner, unwind (and remove partial files) on SIGTERM, and end when the owner is killed.
+
+    A pool does not notice that its owner has gone; its processes would wait for work for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def show_progress(progress: bool | None) -> bool | None:
+    """What tqdm calls `disable`: `None` shows a bar on a terminal only."""
+    return None if progress is None else not progress
