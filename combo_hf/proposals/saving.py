@@ -1,0 +1,61 @@
+"""A converted proposal model as a folder that `from_pretrained` takes: all or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..conversion.saving import check_output
+
+
+CARD = """---
+library_name: transformers
+tags: [mask-generation, converted]
+---
+# {name}, converted from the official file
+
+{consumed} entries were taken over, {dropped} dropped; each one is in `conversion_report.json`. The terms of the
+original weights apply.
+"""
+
+
+def save_converted_proposal_model(
+    model: Any, report: Any, output_dir: str | Path, image_processor: Any = None
+) -> Path:
+    """Write model, image processor, card and report to a temporary folder, then give it its name.
+
+    Args:
+        model, report: what a converter returned.
+        output_dir: a folder that does not exist or is empty.
+        image_processor: saved beside the model; default: SAM's, for models with SAM's prompt encoder.
+
+    Raises:
+        ValueError: `output_dir` is a file or a folder with something in it.
+    """
+    target = Path(output_dir)
+    check_output(target)
+    if image_processor is None and hasattr(model.config, "prompt_encoder_config"):
+        from .sam import image_processor_of
+
+        image_processor = image_processor_of(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        model.save_pretrained(temporary)
+        if image_processor is not None:
+            image_processor.save_pretrained(temporary)
+        card = CARD.format(name=report.preset, consumed=len(report.consumed), dropped=len(report.dropped))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+        facts = json.dumps(dataclasses.asdict(report), indent=1)
+        (temporary / "conversion_report.json").write_text(facts, encoding="utf-8")
+        temporary.chmod(0o755)  # mkdtemp gives 0o700, which others on the machine could not read
+        os.replace(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target

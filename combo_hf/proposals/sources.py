@@ -1,0 +1,172 @@
+"""What Maskiges can be made of: a film, a folder of pictures, AVSBench as downloaded, a built data set.
+
+A source is cut into groups: the frames of one clip with the files that their Maskiges become.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+ENDING = "_mask_color.png"  # of the release
+SIDE = 224
+
+
+@dataclass(frozen=True)
+class Group:
+    """Frames of one clip, in time order.
+
+    Attributes:
+        name: for messages and progress.
+        frames: files, or the one film they are in.
+        targets: file of every frame's Maskige, relative to the output folder; empty for a film (not known before).
+        fps: frames per second taken from a film.
+        size: height and width of the Maskiges; `None`: the frame's.
+    """
+
+    name: str
+    frames: tuple[Path, ...]
+    targets: tuple[Path, ...]
+    fps: int = 0
+    size: tuple[int, int] | None = None
+
+    def count(self) -> int:
+        """Frames; of a film about so many, 0 if it cannot be told."""
+        if not self.fps:
+            return len(self.frames)
+        from ..media_combo import probe_media
+
+        try:
+            return probe_media(self.frames[0]).seconds * self.fps
+        except ValueError:
+            return 0
+
+    def singles(self) -> list[Group]:
+        """A group for each picture; a film stays whole."""
+        if self.fps:
+            return [self]
+        return [
+            Group(self.name, (frame,), (target,), 0, self.size)
+            for frame, target in zip(self.frames, self.targets, strict=True)
+        ]
+
+    def read(self) -> Iterator[tuple[Path, Callable[[], Image.Image]]]:
+        """(target, how to read the frame) in time order.
+
+        Raises:
+            ValueError: the film cannot be read, or has no pictures.
+        """
+        if not self.fps:
+            for frame, target in zip(self.frames, self.targets, strict=True):
+                yield target, lambda frame=frame: read_picture(frame)
+            return
+        from ..media_combo import iter_clips
+
+        number = 0
+        for clip in iter_clips(self.frames[0], fps=self.fps):
+            for frame in clip.frames:
+                number += 1
+                yield film_target(self.name, number), lambda frame=frame: frame
+        if not number:
+            raise ValueError(f"{self.frames[0].name}: no pictures in it.")
+
+
+def film_target(name: str, number: int) -> Path:
+    """File of the Maskige of a film's frame, counting from 1."""
+    return Path(name) / f"{name}_{number}{ENDING}"
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture as RGB, turned as its EXIF data say.
+
+    Raises:
+        ValueError: missing, damaged, or far too large.
+    """
+    from ..data.avsbench_audio import read_bytes
+    from ..data.avsbench_rows import open_image
+
+    return ImageOps.exif_transpose(open_image(read_bytes(path), path.name)).convert("RGB")
+
+
+def find_groups(source: str | Path, fps: int = 1, size: tuple[int, int] | None = None) -> list[Group]:
+    """Groups of a film, of AVSBench as downloaded, or of a folder of pictures and films (searched to any depth).
+
+    Args:
+        source: file or folder.
+        fps: frames per second taken from films.
+        size: height and width of the Maskiges; `None`: 224 x 224, or the frame's own size for AVSBench, where the
+            release wants that.
+
+    Raises:
+        ValueError: nothing there.
+    """
+    source = Path(source)
+    if source.is_file():
+        if source.suffix.lower() in PICTURES:
+            return [_picture(source, source.parent, size)]
+        return [Group(source.stem, (source,), (), fps, size or (SIDE, SIDE))]
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such file or folder.")
+    groups = _avsbench(source, size)
+    if groups:
+        return groups
+    files = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
+    groups = [
+        Group(str(path.relative_to(source).with_suffix("")).replace("/", "-"), (path,), (), fps, size or (SIDE, SIDE))
+        for path in files
+        if path.suffix.lower() in FILMS
+    ]
+    by_folder: dict[Path, list[Group]] = {}
+    for path in files:
+        if path.suffix.lower() in PICTURES and not path.name.endswith(ENDING):
+            by_folder.setdefault(path.parent, []).append(_picture(path, source, size))
+    for folder, pictures in by_folder.items():
+        pictures.sort(key=lambda group: natural(group.frames[0].name))
+        frames, targets = (tuple(getattr(one, part)[0] for one in pictures) for part in ("frames", "targets"))
+        groups.append(Group(str(folder.relative_to(source)), frames, targets, 0, size or (SIDE, SIDE)))
+    if not groups:
+        raise ValueError(f"{source}: no pictures, films or AVSBench in it.")
+    return groups
+
+
+def natural(name: str) -> tuple[object, ...]:
+    """Sort key by which frame 10 comes after frame 9."""
+    parts, digits = [""], False
+    for letter in name:
+        if letter.isdecimal() != digits:
+            parts.append("")
+            digits = not digits
+        parts[-1] += letter
+    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
+
+
+def _picture(path: Path, root: Path, size: tuple[int, int] | None) -> Group:
+    target = path.relative_to(root).with_name(path.name + ENDING)  # a.png and a.jpg must not meet
+    return Group(path.name, (path,), (target,), 0, size or (SIDE, SIDE))
+
+
+def _avsbench(root: Path, size: tuple[int, int] | None) -> list[Group]:
+    """Clips of all subsets found below a folder, in the official layout below the same folders."""
+    from ..data.avsbench_layout import RULES, find_home, read_entries
+
+    groups = []
+    for subset, rule in RULES.items():
+        try:
+            home = find_home(root, subset)
+        except ValueError:
+            continue
+        if not (home / rule.meta).is_file():
+            continue
+        below = home.relative_to(root) if home.is_relative_to(root) else Path()
+        for entry in read_entries(root, subset):
+            frames = tuple(entry.paths(home, rule, rule.frame))
+            place = entry.maskige_place(home, rule) or rule.maskiges[0]
+            targets = tuple(below / path.relative_to(home) for path in entry.paths(home, rule, place))
+            groups.append(Group(f"{subset}/{entry.name}", frames, targets, 0, size))
+    return groups
