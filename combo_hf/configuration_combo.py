@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from .remote_code_combo import ENTRIES, LOADED_AS_REMOTE_CODE
+
 
 AVSS_CLASSES = (
     "background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog "
@@ -201,6 +203,10 @@ class ComboConfig(PretrainedConfig):
         if kwargs.get("id2label") is None and "num_labels" not in kwargs:
             kwargs["id2label"] = dict(enumerate(BINARY_CLASSES))
             kwargs["label2id"] = {name: index for index, name in enumerate(BINARY_CLASSES)}
+        if not LOADED_AS_REMOTE_CODE:
+            # A checkpoint says here which of its own files to run; with the package at hand none is needed, and
+            # `transformers.pipeline` would ask for trust in vain.
+            kwargs = {name: value for name, value in kwargs.items() if name not in ENTRIES}
         super().__init__(**kwargs)
         self.check()
 

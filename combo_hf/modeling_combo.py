@@ -15,7 +15,9 @@ Nothing in evaluation mode depends on the other clips of a batch.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +31,7 @@ from .modeling_combo_decoder import ComboDecoder, spread_audio
 from .modeling_combo_encoders import ComboSiamEncoder, ComboVGGish
 from .modeling_combo_fusion import ComboAudioProjection, ComboBilateralFusion
 from .modeling_combo_pixel_decoder import ComboPixelDecoder
+from .remote_code_combo import ENTRIES, announced_code, push_arguments, write_code
 
 
 @dataclass
@@ -152,6 +155,31 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         self.model = ComboModel(config)
         self.criterion = ComboLoss(config)
         self.post_init()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        push_to_hub: bool = False,
+        carry_code: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Save weights and configuration, and beside them the code that loads them.
+
+        Args:
+            save_directory, is_main_process, state_dict, push_to_hub, **kwargs: as in
+                `PreTrainedModel.save_pretrained`.
+            carry_code: copy this package's core (some 20 small files), so that the folder loads with
+                `trust_remote_code=True` where the package is not installed. `False`: a folder for installations only.
+        """
+        push = push_arguments(save_directory, kwargs) if push_to_hub else {}
+        with announced_code([self.config], carry_code, ENTRIES):
+            super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if carry_code and is_main_process:
+            write_code(save_directory)
+        if push_to_hub and is_main_process:
+            self.push_to_hub(**push)
 
     def forward(
         self,

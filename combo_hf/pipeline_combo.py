@@ -24,6 +24,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from .pipeline_combo_inputs import WANTED, Window, iter_windows
 from .proposals_combo import get_proposal_generator
+from .remote_code_combo import push_arguments
 
 
 OPTIONS = ("fps", "classes", "min_area", "return_maps", "progress")
@@ -124,13 +125,24 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         )
         return (self._result([window], window=window["index"], is_last=window["is_last"]) for window in windows)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model and processor, so that `pipeline(task, model=save_directory)` loads them again.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, carry_code: bool = True, **kwargs: Any
+    ) -> None:
+        """Save model, processor and code, so that `pipeline(task, model=save_directory)` loads them again.
 
         The base class would save image processor and feature extractor over each other and drop the processor.
+
+        Args:
+            save_directory: folder; made where it does not exist.
+            push_to_hub: upload all of it as well, in one commit; `repo_id`, `private`, ... as in `push_to_hub`.
+            carry_code: as in [`ComboForAudioVisualSegmentation.save_pretrained`].
+            **kwargs: for the model's `save_pretrained`, for example `max_shard_size`.
         """
-        self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory)
+        push = push_arguments(save_directory, kwargs) if push_to_hub else {}
+        self.model.save_pretrained(save_directory, carry_code=carry_code, **kwargs)
+        self.processor.save_pretrained(save_directory, carry_code=carry_code)
+        if push_to_hub:
+            self.push_to_hub(**push)
 
     def _sanitize_parameters(
         self,

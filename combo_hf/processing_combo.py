@@ -9,6 +9,7 @@ their frames without any padding, with `num_frames` (B,) beside them.
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from .feature_extraction_combo import ComboFeatureExtractor
 from .image_processing_combo import ComboImageProcessor, to_batch, to_rgb
 from .maskige_combo import check_masks, paint_maskige
 from .proposals_combo import get_proposal_generator
+from .remote_code_combo import PROCESSOR_ENTRIES, announced_code, push_arguments, write_code
 
 
 class ComboProcessor(ProcessorMixin):
@@ -79,6 +81,31 @@ class ComboProcessor(ProcessorMixin):
             self._generator, self._generator_source = generator, source
         output["proposal_generator"] = _describe(source)
         return output
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        push_to_hub: bool = False,
+        carry_code: bool = True,
+        **kwargs: Any,
+    ) -> list[str]:
+        """Save all parts into `processor_config.json`, and beside it the code that loads them.
+
+        Args:
+            save_directory, push_to_hub, **kwargs: as in `ProcessorMixin.save_pretrained`.
+            carry_code: as in [`ComboForAudioVisualSegmentation.save_pretrained`].
+
+        Returns:
+            Names of the files written, without those of the code.
+        """
+        push = push_arguments(save_directory, kwargs) if push_to_hub else {}
+        with announced_code([self, self.image_processor, self.feature_extractor], carry_code, PROCESSOR_ENTRIES):
+            files = super().save_pretrained(save_directory, **kwargs)
+        if carry_code:
+            write_code(save_directory)
+        if push_to_hub:
+            self.push_to_hub(**push)
+        return files
 
     def __call__(
         self,

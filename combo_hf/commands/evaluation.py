@@ -1,0 +1,78 @@
+"""`combo-hf evaluate`: scores of a checkpoint on a data set."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .common import PROGRAM, add_command, device, positive, progress_bar
+
+
+SHOWN = ("M_J", "M_F", "miou", "fscore", "miou_present", "fscore_present", "miou_nobg", "fscore_nobg")
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Evaluate a checkpoint by the subset's official metric; run it again to continue after an interruption."""
+    from combo_hf.training.evaluation_run import EvaluationOptions, evaluate_dataset
+    from combo_hf.training.processes import run_evaluation_processes
+
+    options = EvaluationOptions(**{name: getattr(arguments, name) for name in EvaluationOptions.__dataclass_fields__})
+    several = arguments.num_processes > 1
+    run = run_evaluation_processes(arguments.num_processes) if several else evaluate_dataset
+    _quiet_datasets()
+    places = (arguments.model, arguments.data, arguments.output)
+    try:
+        with progress_bar("evaluation", "video") as progress:
+            results = run(*places, options, arguments.device, progress=progress)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the same command continues in {arguments.output}", file=sys.stderr)
+        return 130
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        _print_results(results, arguments.output, options.sheet)
+    return 0
+
+
+def _print_results(results: dict[str, Any], output: Path, sheet: int) -> None:
+    scores = results["scores"]
+    print(f"{results['model']} on {results['data']}, {results['subset']} {results['split']}, "
+          f"{scores['num_videos']} videos, protocol {results['protocol']}, in percent:")  # fmt: skip
+    for name in SHOWN:
+        if name in scores:
+            print(f"  {name:15} {100 * scores[name]:6.2f}")
+    print(f"written to {output}: results.json, per_class.md, per_video.jsonl"
+          f"{', sheet.png' if sheet else ''}")  # fmt: skip
+
+
+def _quiet_datasets() -> None:
+    """No bars in a log file."""
+    if sys.stderr.isatty():
+        return
+    with contextlib.suppress(ImportError):  # said clearly where it is needed
+        import datasets
+
+        datasets.disable_progress_bars()
+
+
+def register(commands: Any) -> None:
+    """Add the sub-command."""
+    example = f"{PROGRAM} evaluate my-model avsbench-s4 --split test --output scores/s4"
+    command = add_command(commands, "evaluate", evaluate, "scores of a model on a data set", example)
+    command.add_argument("model", help="folder or Hub id")
+    command.add_argument("data", help="data set: folder of `data build` or `data synthesize --rows`, or Hub id")
+    command.add_argument("--output", type=Path, default=Path("combo-evaluation"), help="default ./combo-evaluation")
+    command.add_argument("--split", default="test", help="train, val or test, default test")
+    command.add_argument("--subset", help="s4, ms3 or avss; needed where the data set has several")
+    command.add_argument("--scores", default="auto", help="object (M_J, M_F) or semantic; default: by the subset")
+    command.add_argument("--protocol", default="avsbench", help="of semantic scores: avsbench (default) or dataset")
+    command.add_argument("--batch-size", type=positive, default=1, help="clips per batch, default 1")
+    command.add_argument("--num-workers", type=int, default=0, help="processes that prepare clips, default 0")
+    command.add_argument("--num-processes", type=positive, default=1, help="processes that share the work, default 1")
+    command.add_argument("--limit", type=positive, help="only the first so many videos")
+    command.add_argument("--silence-audio", action="store_true", help="ablation: silence in place of the sound")
+    command.add_argument("--blank-maskige", action="store_true", help="ablation: black Maskiges")
+    command.add_argument("--sheet", type=int, default=4, help="so many best and worst videos are drawn, default 4")
+    command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")

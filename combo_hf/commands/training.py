@@ -1,0 +1,56 @@
+"""`combo-hf train`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from .common import PROGRAM, add_command, named, reason
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Train a model by a recipe: best and last checkpoint, log and resumable state go into one folder."""
+    from combo_hf.training import TrainingRecipe, run_recipe
+
+    with named(arguments.recipe):
+        recipe = TrainingRecipe.from_yaml(arguments.recipe, arguments.override)
+    try:
+        result = run_recipe(recipe, arguments.output, arguments.resume, cpu=arguments.device == "cpu")
+    except (FloatingPointError, RuntimeError) as error:  # a loss that is not finite, memory that does not suffice
+        if arguments.debug:
+            raise
+        print(f"{PROGRAM}: error: {reason(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; --resume continues from the last state", file=sys.stderr)
+        return 130
+    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(f"{result.step} steps, stopped by {result.stopped_by}; {summary(recipe, result)}in {arguments.output}")
+    return 0
+
+
+def summary(recipe: Any, result: Any) -> str:
+    """The best score and what it is of."""
+    if result.best is None:
+        return "checkpoint "
+    return f"best validation {recipe.best_metric} {result.best:.4f}; checkpoints best and last "
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, also of examples/train.py."""
+    parser.add_argument("--recipe", type=Path, required=True, help="YAML file, see examples/recipes")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu"), default="auto", help="cpu: leave a GPU alone; default auto"
+    )
+    parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="values that replace the recipe's")
+
+
+def register(commands: Any) -> None:
+    """Add the sub-command."""
+    example = f"{PROGRAM} train --recipe examples/recipes/synthetic-quick.yaml --output runs/quick max_steps=100"
+    add_arguments(add_command(commands, "train", train, "train a model by a recipe", example))

@@ -1,0 +1,26 @@
+"""Publishing a checkpoint on the Hub: what goes, what its card says, and the upload (`combo-hf push`).
+
+from combo_hf.publishing import plan_publication, publish
+
+publication = plan_publication("runs/demo/best", "me/combo-demo", results=["scores/results.json"])
+for file in publication.files:
+    print(file.name, file.size, file.why)
+print(publish(publication, private=True))
+"""
+
+from .card import Origin, build_card, find_origin
+from .plan import Publication, PublishedFile, plan_publication
+from .upload import Published, publish, resolve_repo_id
+
+
+__all__ = [
+    "Origin",
+    "Publication",
+    "Published",
+    "PublishedFile",
+    "build_card",
+    "find_origin",
+    "plan_publication",
+    "publish",
+    "resolve_repo_id",
+]

@@ -1,0 +1,311 @@
+"""The model card of a checkpoint, made of what is known about it and of nothing else.
+
+Scores come from the `results.json` of `combo-hf evaluate`, and only where they were measured with these very weights;
+how the weights were made from the recipe or the conversion report beside them. What is not known is said not to be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+MARK = "<!-- made by combo-hf push; remove this line to keep your own text -->"
+CODE_LICENSE = "apache-2.0"
+RELEASE = "https://github.com/yannqi/COMBO-AVS"
+PAPER = "https://arxiv.org/abs/2312.06462"
+# Scores that may become part of the metadata: key in results.json -> name.
+METRICS = {"M_J": "M_J (Jaccard)", "M_F": "M_F (F-measure)", "miou": "mIoU", "fscore": "F-score"}
+# Fields of a recipe that say how weights were made; no other is shown: paths are nobody's business.
+RECIPE_FIELDS = ("seed", "max_steps", "clips_per_batch", "learning_rate", "weight_decay", "mixed_precision")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from.
+
+    Attributes:
+        license: identifier of the Hub, `"other"` where there is none for it.
+        license_text: the terms of the weights, in words.
+        made: how they were made: lines of a list, or whole tables.
+        tags: for the metadata.
+    """
+
+    license: str
+    license_text: str
+    made: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+
+
+UNKNOWN = Origin(
+    "other",
+    "Whoever published these weights has not said under which terms. Weights trained on AVSBench are bound to its "
+    "terms (CC BY-NC 4.0, no commercial use).",
+)
+CONVERTED = (
+    "These are the authors' weights of the [official release]({release}) under other names: its terms hold. They were "
+    "trained on AVSBench (CC BY-NC 4.0): no commercial use."
+)
+SYNTHETIC = "Apache-2.0. They were trained on drawn and synthesised clips only; nobody's recordings are in them."
+AVSBENCH = "CC BY-NC 4.0, as AVSBench, on which they were trained: no commercial use."
+
+
+def find_origin(folder: str | Path, license: str | None = None) -> Origin:
+    """What a checkpoint's folder (or, for a recipe, the one above it) says of its origin.
+
+    Args:
+        folder: of the checkpoint.
+        license: identifier of the Hub for the weights, where the caller knows better.
+
+    Raises:
+        ValueError: a file that should say so cannot be read.
+    """
+    folder = Path(folder)
+    origin = UNKNOWN
+    report, facts = folder / "conversion_report.json", folder / "demo.json"
+    recipe = next((path for path in (folder / "recipe.yaml", folder.parent / "recipe.yaml") if path.is_file()), None)
+    if report.is_file():
+        origin = _converted(_read(report))
+    elif recipe is not None:
+        origin = _trained(_read(recipe), _read(facts) if facts.is_file() else {})
+    if license is not None:
+        return Origin(license, f"{license}, says whoever published them.", origin.made, origin.tags)
+    return origin
+
+
+def _converted(report: Mapping[str, Any]) -> Origin:
+    counts = {name: len(report.get(name) or ()) for name in ("consumed", "dropped", "missing")}
+    made = [
+        f"converted from a checkpoint of the official release, preset {report.get('preset')}; every entry, with its "
+        "reason, is in the `conversion_report.json` beside the converted files",
+        "| entries | number |\n|---|---|\n"
+        "| taken over | {consumed} |\n| dropped | {dropped} |\n| not in the file | {missing} |".format(**counts),
+    ]
+    return Origin("other", CONVERTED.format(release=RELEASE), made, ["converted"])
+
+
+def _trained(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> Origin:
+    model, data = (recipe.get(name) if isinstance(recipe.get(name), dict) else {} for name in ("model", "data"))
+    synthetic = data.get("source", "synthetic") == "synthetic"
+    made = [f"preset {model.get('preset')}"]
+    if synthetic:
+        clips = f"{data.get('train_clips')} synthetic clips of kind {data.get('kind')}"
+        made.append(f"{clips}, drawn from seed {data.get('seed')}")
+    else:
+        made.append(f"AVSBench, subset {data.get('subset')}")
+    made += [f"{name.replace('_', ' ')} {recipe[name]}" for name in RECIPE_FIELDS if _is_plain(recipe.get(name))]
+    cost = facts.get("cost with sound")
+    if isinstance(cost, dict) and "machine" in facts:
+        made.append(f"{cost.get('steps')} steps in {cost.get('minutes')} minutes on {facts['machine']}")
+    started = [name for name in ("pretrained", "backbone", "vggish") if model.get(name)]
+    if started:
+        made.append(f"started from other weights ({', '.join(started)})")
+    if not synthetic:
+        return Origin("cc-by-nc-4.0", AVSBENCH, made, ["avsbench"])
+    if started:
+        return Origin(UNKNOWN.license, UNKNOWN.license_text, made, ["synthetic"])
+    return Origin(CODE_LICENSE, SYNTHETIC, made, ["synthetic"])
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, str) and not set(value) & set("/\\"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON or YAML file that holds a mapping."""
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path.name} cannot be read: {str(error).partition(chr(10))[0]}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: wanted a mapping, got {type(content).__name__}.")
+    return content
+
+
+def read_results(path: str | Path, fingerprint: str) -> dict[str, Any]:
+    """Read a `results.json` and check that it is about these weights.
+
+    Args:
+        path: of the file, or of the folder it is in.
+        fingerprint: of the weights, by `combo_hf.training.evaluation_files.fingerprint_weights`.
+
+    Raises:
+        ValueError: no such file, not written by `combo-hf evaluate`, or measured with other weights.
+    """
+    path = Path(path)
+    path = path / "results.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give the results.json that combo-hf evaluate wrote.")
+    results = _read(path)
+    scores, settings = results.get("scores"), results.get("settings")
+    if not isinstance(scores, dict) or not isinstance(settings, dict) or not set(scores) & set(METRICS):
+        raise ValueError(f"{path.name}: not a results.json of combo-hf evaluate.")
+    if settings.get("weights") != fingerprint:
+        raise ValueError(f"{path.name} was measured with other weights than these; run combo-hf evaluate on them.")
+    return results
+
+
+def is_ablation(results: Mapping[str, Any]) -> bool:
+    """Whether something was taken from the network for the measurement."""
+    return any(results["settings"].get(name) for name in ("silence_audio", "blank_maskige"))
+
+
+def build_card(
+    config: Any, repo_id: str, origin: Origin, results: Sequence[Mapping[str, Any]] = (), preview: str | None = None
+) -> str:
+    """The text of README.md.
+
+    Args:
+        config ([`ComboConfig`]): of the model.
+        repo_id: where it goes; shown in the examples.
+        origin: what is known of the weights.
+        results: of [`read_results`]; all are shown, and those of the whole network become metadata.
+        preview: what the picture shows; `None`: there is none.
+
+    Returns:
+        Markdown with metadata in front.
+    """
+    name = repo_id.rpartition("/")[2]
+    parts = [_metadata(name, origin, results), MARK, f"# {name}", _about(config)]
+    if preview is not None:
+        parts.append(f"![frames, Maskiges, heat maps, masks and sound](preview.png)\n\n{preview}")
+    parts += [_usage(repo_id), _uses(origin), _licences(origin), _making(origin), _scores(results)]
+    return "\n\n".join([*parts, _limits(config), _quirks(config)]) + "\n"
+
+
+def _metadata(name: str, origin: Origin, results: Sequence[Mapping[str, Any]]) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    measured = []
+    for entry in results:
+        if is_ablation(entry):
+            continue
+        data = {"dataset_type": "custom", "dataset_name": data_name(entry), "dataset_split": entry["split"]}
+        for key in METRICS:
+            if isinstance(entry["scores"].get(key), float):
+                value = round(100 * entry["scores"][key], 2)
+                measured.append(
+                    EvalResult("image-segmentation", metric_type=key, metric_name=METRICS[key], metric_value=value,
+                               **data)
+                )  # fmt: skip
+    data = ModelCardData(
+        library_name="transformers",
+        license=origin.license,
+        license_name=None if origin.license != "other" else "see-below",
+        tags=["audio-visual-segmentation", "combo", *origin.tags],
+        **({"model_name": name, "eval_results": measured} if measured else {}),
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def data_name(results: Mapping[str, Any]) -> str:
+    """Data set and subset, without the path of somebody's machine."""
+    name = str(results["data"])
+    name = name if name.count("/") == 1 and not name.startswith((".", "/")) else Path(name).name
+    subset = results.get("subset")
+    return f"{name} ({subset})" if subset and subset not in name else name
+
+
+def _about(config: Any) -> str:
+    labels = [label for index, label in sorted(config.id2label.items()) if int(index) > 0]
+    shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    return (
+        f"Which pixels make this sound? A [COMBO]({PAPER}) network for audio-visual segmentation: a film goes in, and "
+        "for every second comes out where something is that sounds; what is silent is left out.\n\n"
+        f"Classes: {shown}. Input {config.image_size} x {config.image_size}, one frame a second, clips of "
+        f"{config.num_frames} seconds."
+    )
+
+
+def _usage(repo_id: str) -> str:
+    return (
+        "## Use it\n"
+        "With the package `combo-hf` installed no code of this repository is run:\n"
+        "```python\n"
+        "import combo_hf\n\n"
+        f'pipe = combo_hf.load_pipeline("{repo_id}")\n'
+        'result = pipe(str(combo_hf.ASSETS / "demo_clip.mp4"))  # or your film\n'
+        'for frame in result["frames"]:\n'
+        '    print(frame["timestamp"], [segment["label"] for segment in frame["segments"]])\n'
+        "```\n"
+        "Without it, the code beside the weights is run; it needs `transformers`, `torch`, `torchaudio`, `av` and "
+        "`scikit-image`:\n"
+        "```python\n"
+        "from transformers import pipeline\n\n"
+        f'pipe = pipeline("audio-visual-segmentation", model="{repo_id}", trust_remote_code=True)\n'
+        "```"
+    )
+
+
+def _uses(origin: Origin) -> str:
+    only = ""
+    if "synthetic" in origin.tags:
+        only = (
+            " These weights know only drawn scenes and are of no use on real films: demonstrations, tests, teaching."
+        )
+    return (
+        "## Uses and misuse\n"
+        "Research, teaching, finding sounding things in films that you may use." + only + "\n\n"
+        "Not for watching or identifying people, not for any decision about people, not where a missed or invented "
+        "sound does harm."
+    )
+
+
+def _licences(origin: Origin) -> str:
+    return f"## Licences\nCode in this repository: Apache-2.0. Weights: {origin.license_text}"
+
+
+def _making(origin: Origin) -> str:
+    lines = [line for line in origin.made if not line.startswith("|")] or ["nothing is recorded beside the weights"]
+    tables = ["", *(line for line in origin.made if line.startswith("|"))]
+    return "## How it was made\n" + "\n".join(f"- {line}" for line in lines) + "\n\n".join(tables)
+
+
+def _scores(results: Sequence[Mapping[str, Any]]) -> str:
+    if not results:
+        return "## Scores\nNone were measured with these weights by `combo-hf evaluate`."
+    rows = ["| data | split | videos | protocol | network | " + " | ".join(METRICS.values()) + " |"]
+    rows.append("|" + "---|" * (5 + len(METRICS)))
+    for entry in results:
+        settings, scores = entry["settings"], entry["scores"]
+        network = "silence in place of the sound" if settings.get("silence_audio") else "whole"
+        network += ", black Maskiges" if settings.get("blank_maskige") else ""
+        cells = [
+            data_name(entry),
+            entry["split"],
+            str(scores.get("num_videos", "")),
+            entry.get("protocol", ""),
+            network,
+        ]
+        values = [f"{100 * scores[key]:.2f}" if isinstance(scores.get(key), float) else "" for key in METRICS]
+        rows.append("| " + " | ".join([*cells, *values]) + " |")
+    return "## Scores\nMeasured with these weights by `combo-hf evaluate`, in percent:\n\n" + "\n".join(rows)
+
+
+def _limits(config: Any) -> str:
+    return (
+        "## Limits and biases\n"
+        "- A class that was not trained is never named; sound from outside the picture may be given to something in "
+        "it.\n"
+        "- One decision a second: shorter events are found where their second is heard.\n"
+        "- The proposals used in training and in use should be of the same kind; the default here needs no weights "
+        "and is coarser than a segmentation model.\n"
+        "- What films and places the training data shows most is what the network knows best."
+    )
+
+
+def _quirks(config: Any) -> str:
+    lines = [
+        f"- `audio_query_layout` is `{config.audio_query_layout}`. `official` repeats a reshape of the release that "
+        "lets most queries hear the sound of another second of the clip; weights trained that way need it. "
+        "`per_frame` gives every query its own second.",
+        f"- `fusion` is {'on' if config.fusion else 'off'}; the release's AVSS/R50 test configuration has it off.",
+        f"- `consistency_window` is {config.consistency_window}; the release cuts clips into windows of 5.",
+    ]
+    return f"## Differences from the official code\nThe original is at {RELEASE}.\n\n" + "\n".join(lines)

@@ -1,0 +1,203 @@
+"""Upload of a publication: one commit, all of it or nothing.
+
+The client of huggingface_hub repeats what can be repeated (files go up before the commit that names them). The commit
+itself is sent again only where it is certain that it did not happen. The access token is that of `hf auth login` or
+`HF_TOKEN`; it is never printed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .plan import INDEX, WEIGHTS, Publication
+
+
+ATTEMPTS = 4
+PAUSE = 2.0  # seconds before the second attempt, doubled each time
+SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where it went: `repo_id`, its `url`, `commit` (hash), whether it was `created`, and stale files `removed`."""
+
+    repo_id: str
+    url: str
+    commit: str
+    created: bool
+    removed: list[str]
+
+
+def publish(
+    publication: Publication,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    token: str | None = None,
+    report: Callable[[str], None] | None = None,
+) -> Published:
+    """Upload.
+
+    Args:
+        publication: of [`plan_publication`].
+        private: nobody else may see it. An existing repository that is public is then an error.
+        message: of the commit.
+        token: default: that of `hf auth login` or `HF_TOKEN`.
+        report: called with a line on what is being done.
+
+    Returns:
+        What and where.
+
+    Raises:
+        PermissionError: no token, one that is not valid, or one that may not write there.
+        ValueError: `private` and the repository is public, or the Hub did not accept the card.
+        ConnectionError: the Hub cannot be reached, or the connection broke more than once; nothing was published.
+        OSError: any other answer of the Hub, in its words.
+    """
+    api = _api(token)
+    report = report or (lambda line: None)
+    repo_id = publication.repo_id
+    if "/" not in repo_id:
+        raise ValueError(f"{repo_id!r} has no owner; plan the publication for resolve_repo_id({repo_id!r}).")
+    head, existed = _prepare(api, repo_id, private)
+    report(f"{'found' if existed else 'made'} {repo_id}, uploading {publication.size / 1e6:.1f} MB")
+    message = message or ("Update the model card" if publication.card_only else "Publish COMBO checkpoint")
+    removed = [] if publication.card_only else _stale(api, repo_id, head, {file.name for file in publication.files})
+    commit = _commit(api, repo_id, head, publication, removed, message, report)
+    _verify(api, repo_id, commit, publication)
+    return Published(repo_id, f"{api.endpoint}/{repo_id}", commit, not existed, removed)
+
+
+def resolve_repo_id(repo_id: str, token: str | None = None) -> str:
+    """`owner/name`, the owner being the user of the token where none is named.
+
+    Asking who that is also finds a token that is not valid, before anything is done.
+
+    Raises:
+        PermissionError: no token, or one that is not valid.
+        ConnectionError: the Hub cannot be reached.
+    """
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    try:
+        user = _ask(_api(token).whoami)["name"]
+    except LocalTokenNotFoundError:
+        raise PermissionError("no access token: run 'hf auth login', or set HF_TOKEN.") from None
+    return repo_id if "/" in repo_id else f"{user}/{repo_id}"
+
+
+def _api(token: str | None) -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, library_name="combo-hf")
+
+
+def _prepare(api: Any, repo_id: str, private: bool) -> tuple[str, bool]:
+    """Head of the repository, which is made where it does not exist; and whether it did."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        info = _ask(api.model_info, repo_id)
+    except RepositoryNotFoundError:
+        _ask(api.create_repo, repo_id, private=private, exist_ok=True)
+        return _ask(api.model_info, repo_id).sha, False
+    if private and not info.private:
+        raise ValueError(f"{repo_id} exists and is public; make it private on the Hub first, or choose another name.")
+    return info.sha, True
+
+
+def _stale(api: Any, repo_id: str, head: str, names: set[str]) -> list[str]:
+    """Weights of an earlier publication that a loader would prefer to, or mix with, the new ones."""
+    files = _ask(api.list_repo_files, repo_id, revision=head)
+    return sorted(name for name in files if SHARD.fullmatch(name) and name not in names)
+
+
+def _commit(
+    api: Any, repo_id: str, head: str, publication: Publication, removed: list[str], message: str, report: Callable
+) -> str:
+    """Make the one commit; repeat it where the connection broke and the branch has not moved."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    for attempt in range(ATTEMPTS):
+        operations = [CommitOperationAdd(file.name, _source(file)) for file in publication.files]
+        operations += [CommitOperationDelete(name) for name in removed]
+        try:
+            return _ask(api.create_commit, repo_id, operations, commit_message=message, parent_commit=head).oid
+        except ConnectionError as error:
+            report(f"{error}; attempt {attempt + 1} of {ATTEMPTS}")
+            if attempt + 1 == ATTEMPTS:
+                raise ConnectionError(f"{error}. Nothing was published; run it again to go on.") from error
+            time.sleep(PAUSE * 2**attempt)
+            commits = _ask(api.list_repo_commits, repo_id)
+            if commits[0].commit_id != head:
+                # The answer was lost. Ours is the one that stands directly on the head we started from.
+                position = [commit.commit_id for commit in commits].index(head)
+                if commits[position - 1].title == message:
+                    return commits[position - 1].commit_id
+                raise ConnectionError(f"{repo_id} was changed by somebody else meanwhile; run it again.") from error
+    raise AssertionError("unreachable")
+
+
+def _source(file: Any) -> Any:
+    return file.source if isinstance(file.source, bytes) else str(file.source)
+
+
+def _verify(api: Any, repo_id: str, commit: str, publication: Publication) -> None:
+    """Compare names and sizes with what the Hub says it has."""
+    rows = _ask(lambda: list(api.list_repo_tree(repo_id, revision=commit)))
+    sizes = {row.path: getattr(row, "size", None) for row in rows}
+    wrong = [file.name for file in publication.files if sizes.get(file.name) != file.size]
+    weights = {WEIGHTS, INDEX} & set(sizes)
+    if wrong or (not publication.card_only and len(weights) != 1):
+        raise OSError(
+            f"the Hub does not hold what was sent: {', '.join(wrong) or 'two kinds of weights'}; push again."
+        )
+
+
+def _ask(call: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Ask the Hub; errors come back in plain words and without the request."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+
+    try:
+        return call(*args, **kwargs)
+    except (RepositoryNotFoundError, LocalTokenNotFoundError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+            raise ValueError(" ".join(str(error).split())) from None  # what the client found wrong with the card
+        status = next((cause.response.status_code for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), 0)
+        if status == 401:
+            raise PermissionError("the Hub does not accept the access token: run 'hf auth login' again.") from None
+        if status == 403:
+            raise PermissionError("the access token may not write there; choose another owner or token.") from None
+        if status in (408, 429) or status >= 500:
+            raise ConnectionError(f"the Hub is busy or ill (HTTP {status})") from None
+        if status:
+            raise OSError(f"the Hub refused (HTTP {status}): {_words(error)}") from None
+        if any(_is_connection_error(cause) for cause in _causes(error)):
+            raise ConnectionError("the connection to the Hub failed") from None
+        raise
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def _is_connection_error(error: BaseException) -> bool:
+    """By name: the client's HTTP library has changed, and both call it so."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"TransportError", "ConnectionError", "TimeoutError"})
+
+
+def _words(error: Exception) -> str:
+    """The Hub's own sentence."""
+    text = getattr(error, "server_message", None) or str(error).strip().split("\n")[-1]
+    return " ".join(text.split())

@@ -1,0 +1,132 @@
+"""What makes a saved checkpoint load where this package is not installed: its own code beside the weights.
+
+transformers (`dynamic_module_utils`) runs the code of a checkpoint on `trust_remote_code=True`: `auto_map` and
+`custom_pipelines` of the JSON files name class and file, and a file's siblings are found by a regular expression over
+its text. So every file of the core travels, flat, and every one can be reached from every other.
+
+Where the package is installed it needs none of this: `ComboConfig` then forgets both entries when it is loaded, and
+`pipeline(task, model=folder)` takes the installed classes without asking for trust.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers.dynamic_module_utils import get_relative_import_files
+
+
+if TYPE_CHECKING:  # never run: makes all files travel, whichever class is saved or loaded
+    from .configuration_combo import ComboConfig  # noqa: F401
+    from .modeling_combo import ComboForAudioVisualSegmentation  # noqa: F401
+    from .pipeline_combo import AudioVisualSegmentationPipeline  # noqa: F401
+    from .processing_combo import ComboProcessor  # noqa: F401
+
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_combo.ComboConfig",
+    "AutoModel": "modeling_combo.ComboForAudioVisualSegmentation",
+    "AutoModelForUniversalSegmentation": "modeling_combo.ComboForAudioVisualSegmentation",
+    "AutoImageProcessor": "image_processing_combo.ComboImageProcessor",
+    "AutoFeatureExtractor": "feature_extraction_combo.ComboFeatureExtractor",
+    "AutoProcessor": "processing_combo.ComboProcessor",
+}
+# "pt" must be a class of transformers itself.
+CUSTOM_PIPELINES = {
+    "audio-visual-segmentation": {
+        "impl": "pipeline_combo.AudioVisualSegmentationPipeline",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    }
+}
+# What goes into config.json, and what into processor_config.json.
+ENTRIES = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+PROCESSOR_ENTRIES = {
+    "auto_map": {name: AUTO_MAP[name] for name in ("AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")}
+}
+
+# True where this very file came with a checkpoint and was loaded by transformers.
+LOADED_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
+
+
+def code_files() -> list[Path]:
+    """The files of the core, sorted by name: exactly those that transformers will look for."""
+    return sorted({Path(__file__).resolve(), *map(Path, get_relative_import_files(Path(__file__).resolve()))})
+
+
+def write_code(folder: str | os.PathLike) -> list[Path]:
+    """Copy the core into a checkpoint's folder; a reader sees each file as it was or as it is now.
+
+    Args:
+        folder: of the checkpoint; must exist.
+
+    Returns:
+        The files written.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    written = []
+    for source in code_files():
+        target = Path(folder) / source.name
+        if not (target.exists() and os.path.samefile(source, target)):
+            temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+            try:
+                shutil.copyfile(source, temporary)
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        written.append(target)
+    return written
+
+
+@contextmanager
+def announced_code(holders: Iterable[Any], carry_code: bool, entries: dict[str, dict]) -> Iterator[None]:
+    """While their JSON is written, let configurations or processors name the code; as they were afterwards.
+
+    Args:
+        holders: objects whose attributes go into a JSON file.
+        carry_code: `False` takes the entries out instead: they would name files that are not there.
+        entries: `ENTRIES` or `PROCESSOR_ENTRIES`.
+    """
+    holders = list(holders)
+    before = [{name: vars(holder)[name] for name in entries if name in vars(holder)} for holder in holders]
+    try:
+        for holder in holders:
+            for name, entry in entries.items():
+                vars(holder).pop(name, None)
+                if carry_code:
+                    setattr(holder, name, dict(entry))
+        yield
+    finally:
+        for holder, values in zip(holders, before, strict=True):
+            for name in entries:
+                vars(holder).pop(name, None)
+            vars(holder).update(values)
+
+
+def push_arguments(save_directory: str | os.PathLike, options: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of `push_to_hub` out of those of `save_pretrained(..., push_to_hub=True)`.
+
+    Saving and pushing are then two steps: transformers uploads what changed while *it* was saving, the code is not
+    among that.
+
+    Args:
+        save_directory: its name is the default name of the repository.
+        options: keyword arguments of `save_pretrained`; what belongs to the push is taken out.
+
+    Returns:
+        Keyword arguments of `push_to_hub`.
+    """
+    names = ("repo_id", "commit_message", "commit_description", "private", "revision", "create_pr", "tags")
+    arguments = {name: options.pop(name) for name in names if name in options}
+    arguments.setdefault("repo_id", Path(save_directory).resolve().name)
+    if options.get("token") is not None:
+        arguments["token"] = options["token"]
+    if options.get("max_shard_size") is not None:
+        arguments["max_shard_size"] = options["max_shard_size"]
+    return arguments
