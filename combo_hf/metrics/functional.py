@@ -2,25 +2,52 @@
 
 M_J and M_F (S4, MS3) are values of ONE video; a data set's value is the mean over its videos, so that nothing depends
 on how videos are batched. The semantic scores (AVSS) are means over classes, of one of two kinds that must not be
-compared with each other (see [`SemanticScores`]).
+compared with each other (see [`SemanticScores`]). For whole data sets, and several processes, see [`VideoScores`].
 
-Departure: exact counting in integers where the release adds float32; results agree to 1e-6.
+Pixels are counted where the tensors are, a GPU for example; what follows is integers and the arithmetic of
+`avs_segmentation/video_records.py`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
+from combo_hf.metrics.avs_segmentation.video_records import (
+    BETA_SQUARED,
+    IGNORE_INDEX,
+    MASK_THRESHOLD,
+    NUM_THRESHOLDS,
+    PROTOCOLS,
+    Record,
+    check_object,
+    check_protocol,
+    class_scores,
+    f_of_histograms,
+    finish_object_record,
+    finish_semantic_record,
+    jaccard_of_counts,
+    summarize_classes,
+    thresholds,
+)
 
-BETA_SQUARED = 0.3
-NUM_THRESHOLDS = 255
-MASK_THRESHOLD = 0.5
-UNION_EPSILON = 1e-7  # of M_J; it only keeps 0 / 0 away
-PROTOCOLS = ("avsbench", "dataset")
-IGNORE_INDEX = 255
+
+__all__ = [
+    "BETA_SQUARED",
+    "IGNORE_INDEX",
+    "MASK_THRESHOLD",
+    "NUM_THRESHOLDS",
+    "PROTOCOLS",
+    "SemanticScores",
+    "f_measure",
+    "jaccard",
+    "score_labels",
+    "score_object",
+]
+FIXED_POINT = 128  # bits behind the point of exact sums: every value >= 2^-75 is kept in full
 
 
 def jaccard(scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> float:
@@ -36,12 +63,7 @@ def jaccard(scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray
         ValueError: shapes that differ, no frames, scores outside [0, 1], targets other than 0 and 1.
     """
     probabilities, truth = _check_video(scores, target)
-    predicted = (probabilities > MASK_THRESHOLD).flatten(1)
-    truth = truth.flatten(1)
-    empty = ~truth.any(1)
-    overlap = torch.where(empty, (~predicted & ~truth).sum(1), (predicted & truth).sum(1))
-    union = torch.where(empty, truth.shape[1], (predicted | truth).sum(1))
-    return (overlap.double() / (union.double() + UNION_EPSILON)).mean().item()
+    return jaccard_of_counts(*_areas_of_object(probabilities, truth), truth[0].numel())
 
 
 def f_measure(scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> float:
@@ -57,29 +79,38 @@ def f_measure(scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarr
     Raises:
         ValueError: as for [`jaccard`].
     """
+    return f_of_histograms(*_histograms(*_check_video(scores, target)))
+
+
+def score_object(video_id: str, scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> Record:
+    """Record of one video for [`VideoScores`]: M_J, M_F, `num_frames` and `sounding_pixels` of the target.
+
+    Raises:
+        ValueError: as for [`jaccard`].
+    """
     probabilities, truth = _check_video(scores, target)
-    frames = truth.flatten(1).any(1)
-    if not frames.any():
-        return 0.0
-    probabilities, truth = probabilities[frames].flatten(1), truth[frames].flatten(1)
-    # In float32 the last threshold is 1; torch's own linspace gives the bits of the release on every device.
-    thresholds = torch.linspace(0, 1 - 1e-10, NUM_THRESHOLDS).to(probabilities.device)
-    passed = torch.bucketize(probabilities.contiguous(), thresholds, right=True)  # thresholds that are <= the score
-    bins = NUM_THRESHOLDS + 1
-    index = passed + bins * torch.arange(len(passed), device=passed.device)[:, None]
-    length = bins * len(passed)
-    everything = torch.bincount(index.flatten(), minlength=length).view(-1, bins)
-    sounding = torch.bincount(index[truth], minlength=length).view(-1, bins)
-    # A pixel that passes n thresholds passes the first n of them: sums from the end, without "passes none".
-    positives, hits = (counts.flip(1).cumsum(1).flip(1)[:, 1:].double() for counts in (everything, sounding))
-    precision = hits / (positives + 1e-20)
-    recall = hits / truth.sum(1, keepdim=True)
-    curve = (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
-    return curve.nan_to_num(0.0).mean(0).max().item()
+    counts = _areas_of_object(probabilities, truth)
+    return finish_object_record(video_id, counts, truth[0].numel(), *_histograms(probabilities, truth))
+
+
+def score_labels(
+    video_id: str, prediction: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray, num_labels: int
+) -> Record:
+    """Record of one video for [`VideoScores`]: areas of the classes in every frame, integers.
+
+    Args:
+        video_id (`str`)
+        prediction (`(T, H, W)`), target (`(T, H, W)`): see [`SemanticScores.update`].
+        num_labels (`int`): K.
+
+    Raises:
+        ValueError: shapes that differ, not integers, or ids that do not exist.
+    """
+    return finish_semantic_record(video_id, _label_areas(prediction, target, num_labels))
 
 
 class SemanticScores:
-    """IoU and F (beta^2 = 0.3) per class, and their means.
+    """IoU and F (beta^2 = 0.3) per class, and their means, of frames that come without video ids.
 
     Args:
         num_labels (`int`): K, background (index 0) included.
@@ -88,7 +119,7 @@ class SemanticScores:
             and areas are summed over the data set first (CAVP and others). Numbers of the two are not comparable.
 
     Ignored pixels (255 in the target) count as false positives of the predicted class under `"avsbench"`, as in the
-    release, and not at all under `"dataset"`.
+    release, and not at all under `"dataset"`. Sums are exact: the order of frames and of merging changes no bit.
 
     Raises:
         ValueError: fewer than two labels, or an unknown protocol.
@@ -102,17 +133,22 @@ class SemanticScores:
     def __init__(self, num_labels: int, protocol: str = "avsbench") -> None:
         if num_labels < 2 or num_labels > IGNORE_INDEX:
             raise ValueError(f"num_labels: wanted 2 to 255 with the background, got {num_labels}.")
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol: wanted one of {list(PROTOCOLS)}, got {protocol!r}.")
+        check_protocol(protocol)
         self.num_labels, self.protocol = num_labels, protocol
         self.reset()
 
     def reset(self) -> SemanticScores:
         """Forget everything seen so far."""
         self.num_frames = 0
-        # "avsbench": sums of IoU, of F, and number of frames; "dataset": intersection, predicted area, true area.
-        self.sums = torch.zeros(3, self.num_labels, dtype=torch.float64)
+        # "avsbench": sums of IoU and of F in fixed point, and number of frames; "dataset": intersection, predicted
+        # area, true area. Python integers know no overflow and no rounding.
+        self._sums = [[0] * self.num_labels for _ in range(3)]
         return self
+
+    @property
+    def sums(self) -> torch.Tensor:
+        """float64 `(3, K)`: sums of IoU, of F, number of frames; or intersection, predicted area, true area."""
+        return torch.from_numpy(self._values())
 
     def update(self, prediction: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> SemanticScores:
         """Add frames; how they are cut into calls does not matter.
@@ -124,21 +160,14 @@ class SemanticScores:
         Raises:
             ValueError: shapes that differ, not integers, or ids that do not exist.
         """
-        predicted = _check_ids(prediction, self.num_labels, "prediction", ignored=False)
-        truth = _check_ids(target, self.num_labels, "target", ignored=True)
-        if predicted.shape != truth.shape:
-            raise ValueError(f"prediction {tuple(predicted.shape)} and target {tuple(truth.shape)} must agree.")
-        truth = truth.to(predicted.device)
-        valid = truth != IGNORE_INDEX
-        counted = valid if self.protocol == "dataset" else torch.ones_like(valid)
-        overlap = self._areas(predicted, predicted == truth)
-        predicted_area, true_area = self._areas(predicted, counted), self._areas(truth, valid)
+        overlap, predicted, valid, true = _label_areas(prediction, target, self.num_labels)
         if self.protocol == "dataset":
-            self.sums += torch.stack([overlap.sum(0), predicted_area.sum(0), true_area.sum(0)])
+            totals = [area.sum(0).tolist() for area in (overlap, valid, true)]
         else:
-            iou, f_score, seen = _class_scores(overlap, predicted_area, true_area)
-            self.sums += torch.stack([iou.sum(0), f_score.sum(0), seen.sum(0)])
-        self.num_frames += len(truth)
+            iou, f_score, seen = class_scores(overlap, predicted, true)
+            totals = [[sum(map(_fixed, column)) for column in values.T.tolist()] for values in (iou, f_score)]
+            totals.append(seen.sum(0).tolist())
+        self._add(totals, len(overlap))
         return self
 
     def merge(self, other: SemanticScores) -> SemanticScores:
@@ -151,8 +180,27 @@ class SemanticScores:
             raise ValueError(
                 f"cannot merge {other.num_labels} labels ({other.protocol}) into {self.num_labels} ({self.protocol})."
             )
-        self.sums += other.sums
-        self.num_frames += other.num_frames
+        self._add(other._sums, other.num_frames)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far, of plain numbers and strings: JSON or a process group can carry it."""
+        sums = [[str(value) for value in row] for row in self._sums]  # some JSON readers know no large integers
+        return {"num_labels": self.num_labels, "protocol": self.protocol, "num_frames": self.num_frames, "sums": sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> SemanticScores:
+        """Replace what was seen so far by a `state_dict`.
+
+        Raises:
+            ValueError: of another number of labels or protocol.
+        """
+        if (state["num_labels"], state["protocol"]) != (self.num_labels, self.protocol):
+            raise ValueError(
+                f"the state has {state['num_labels']} labels ({state['protocol']}), wanted {self.num_labels} "
+                f"({self.protocol})."
+            )
+        self.num_frames = state["num_frames"]
+        self._sums = [[int(value) for value in row] for row in state["sums"]]
         return self
 
     def compute(self) -> dict[str, Any]:
@@ -170,39 +218,66 @@ class SemanticScores:
         """
         if not self.num_frames:
             raise ValueError("no frames: call update(prediction, target) before compute().")
+        sums = self._values()
         if self.protocol == "dataset":
-            iou, f_score, seen = _class_scores(*self.sums)
+            iou, f_score, seen = class_scores(*sums)
         else:
-            seen = self.sums[2] > 0
-            iou, f_score = self.sums[:2] / self.sums[2].clamp(min=1)
-        result: dict[str, Any] = {"num_frames": self.num_frames}
-        for name, values in (("iou", iou), ("fscore", f_score)):
-            mean = "miou" if name == "iou" else name
-            result[mean] = values.mean().item()
-            result[f"{mean}_present"] = values[seen].mean().item() if seen.any() else 0.0
-            result[f"{mean}_nobg"] = values[1:].mean().item()
-            result[f"{mean}_nobg_upstream"] = values[:-1].mean().item()
-            pairs = zip(values.tolist(), seen.tolist(), strict=True)
-            result[f"per_class_{name}"] = [value if occurs else None for value, occurs in pairs]
-        return result
+            seen = sums[2] > 0
+            iou, f_score = sums[:2] / np.maximum(sums[2], 1)
+        return summarize_classes(iou, f_score, seen, self.num_frames)
 
-    def _areas(self, labels: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """Pixels of every class in every frame, counted where `where` is True: float64 (T, K) on the CPU."""
-        frame = torch.arange(len(labels), device=labels.device).view(-1, 1, 1)
-        index = (labels + self.num_labels * frame)[where]
-        counts = torch.bincount(index, minlength=self.num_labels * len(labels))
-        return counts.view(-1, self.num_labels).cpu().double()
+    def _add(self, totals: list[list[int]], num_frames: int) -> None:
+        rows = zip(self._sums, totals, strict=True)
+        self._sums = [[mine + new for mine, new in zip(*pair, strict=True)] for pair in rows]
+        self.num_frames += num_frames
+
+    def _values(self) -> np.ndarray:
+        """float64 (3, K), each the correctly rounded exact sum."""
+        units = [1 << FIXED_POINT] * 2 + [1] if self.protocol == "avsbench" else [1] * 3
+        return np.array([[value / unit for value in row] for row, unit in zip(self._sums, units, strict=True)])
 
 
-def _class_scores(
-    overlap: torch.Tensor, predicted: torch.Tensor, true: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """IoU, F and "occurs" of areas (..., K) in pixels; both scores are 0 where a class does not occur."""
-    union = predicted + true - overlap
-    iou = overlap / (union + torch.finfo(torch.float64).eps)
-    # precision = overlap / predicted and recall = overlap / true, multiplied out
-    f_score = (1 + BETA_SQUARED) * overlap / (BETA_SQUARED * true + predicted)
-    return iou, f_score.nan_to_num(0.0), union > 0
+def _fixed(value: float) -> int:
+    return int(math.ldexp(value, FIXED_POINT)) if value else 0
+
+
+def _areas_of_object(probabilities: torch.Tensor, truth: torch.Tensor) -> list[np.ndarray]:
+    """Overlap, predicted and true area of every frame: int64 (T,)."""
+    predicted = probabilities > MASK_THRESHOLD
+    areas = torch.stack([(mask.flatten(1)).sum(1) for mask in (predicted & truth, predicted, truth)])
+    return list(areas.cpu().numpy())
+
+
+def _histograms(probabilities: torch.Tensor, truth: torch.Tensor) -> list[np.ndarray]:
+    """How many pixels (all; of the object) reach exactly the first n thresholds: int64 (T, 256) each."""
+    edges = torch.from_numpy(thresholds()).to(probabilities.device)
+    probabilities, truth = probabilities.flatten(1).contiguous(), truth.flatten(1)
+    bins = NUM_THRESHOLDS + 1
+    index = torch.bucketize(probabilities, edges, right=True)  # thresholds that are <= the score
+    index = index + bins * torch.arange(len(index), device=index.device)[:, None]
+    counts = [torch.bincount(chosen, minlength=bins * len(index)) for chosen in (index.flatten(), index[truth])]
+    return [count.view(-1, bins).cpu().numpy() for count in counts]
+
+
+def _label_areas(
+    prediction: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray, num_labels: int
+) -> list[np.ndarray]:
+    """Overlap, predicted, predicted where not ignored, and true area: int64 (T, K) each."""
+    predicted = _check_ids(prediction, num_labels, "prediction", ignored=False)
+    truth = _check_ids(target, num_labels, "target", ignored=True)
+    if predicted.shape != truth.shape:
+        raise ValueError(f"prediction {tuple(predicted.shape)} and target {tuple(truth.shape)} must agree.")
+    truth = truth.to(predicted.device)
+    valid = truth != IGNORE_INDEX
+    frame = num_labels * torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
+
+    def areas(ids: torch.Tensor, where: torch.Tensor) -> np.ndarray:
+        counts = torch.bincount((ids + frame)[where], minlength=num_labels * len(ids))
+        return counts.view(-1, num_labels).cpu().numpy()
+
+    everywhere = torch.ones_like(valid)
+    return [areas(predicted, predicted == truth), areas(predicted, everywhere), areas(predicted, valid),
+            areas(truth, valid)]  # fmt: skip
 
 
 def _check_video(
@@ -210,22 +285,7 @@ def _check_video(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores as float32 and target as bool, (T, H, W) each, on the scores' device."""
     probabilities = torch.as_tensor(scores).detach()
-    truth = torch.as_tensor(target).detach().to(probabilities.device)
-    if probabilities.ndim != 3 or truth.shape != probabilities.shape or not probabilities.numel():
-        raise ValueError(
-            "wanted scores and target of one shape (T, H, W) with at least one pixel, got "
-            f"{tuple(probabilities.shape)} and {tuple(truth.shape)}."
-        )
-    if not probabilities.is_floating_point():
-        raise ValueError(f"scores: wanted floats in [0, 1], got {probabilities.dtype}.")
-    low, high = probabilities.aminmax()
-    if not (low >= 0 and high <= 1):  # false for NaN as well
-        raise ValueError(f"scores: wanted probabilities in [0, 1], got {low.item()} to {high.item()}; apply softmax.")
-    if truth.dtype != torch.bool:
-        if not ((truth == 0) | (truth == 1)).all():
-            raise ValueError(f"target: wanted only 0 and 1, got up to {truth.max().item()}; pass target > 0.")
-        truth = truth == 1
-    return probabilities.float(), truth
+    return check_object(probabilities, torch.as_tensor(target).detach().to(probabilities.device))
 
 
 def _check_ids(labels: torch.Tensor | np.ndarray, num_labels: int, name: str, ignored: bool) -> torch.Tensor:

@@ -1,24 +1,42 @@
 """Training on Accelerate: recipe, clips in memory, optimizer, loop and evaluation."""
 
-from combo_hf.training.arguments import ModelRecipe, SyntheticRecipe, TrainingRecipe
+from combo_hf.training.arguments import AvsbenchRecipe, ModelRecipe, SyntheticRecipe, TrainingRecipe
+from combo_hf.training.building import (
+    build_data,
+    build_model,
+    build_processor,
+    label_names,
+    push_checkpoint,
+    run_recipe,
+)
 from combo_hf.training.data import ClipTensors, prepare_synthetic, synthetic_labels
+from combo_hf.training.ema import WeightAverage
 from combo_hf.training.evaluation import evaluate_model
-from combo_hf.training.loop import TrainingResult, build_model, train
+from combo_hf.training.loop import TrainingResult, train
+from combo_hf.training.memory import enable_gradient_checkpointing
 from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
 
 __all__ = [
+    "AvsbenchRecipe",
     "ClipTensors",
     "ModelRecipe",
     "SyntheticRecipe",
     "TrainingRecipe",
     "TrainingResult",
+    "WeightAverage",
+    "build_data",
     "build_model",
     "build_optimizer",
+    "build_processor",
     "build_scheduler",
+    "enable_gradient_checkpointing",
     "evaluate_model",
+    "label_names",
     "parameter_groups",
     "prepare_synthetic",
+    "push_checkpoint",
+    "run_recipe",
     "synthetic_labels",
     "train",
 ]

@@ -7,30 +7,43 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from combo_hf.training.recipe_files import apply_override, build, dump_yaml, parse_yaml
+
+
+__all__ = ["AvsbenchRecipe", "ModelRecipe", "SyntheticRecipe", "TrainingRecipe", "parse_yaml"]
 
 PRECISIONS = ("no", "bf16", "fp16")
 METRICS = ("M_J", "M_F", "miou", "fscore")
+TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio")
+# What a resumed run may change: none of it moves a weight.
+FREE_ON_RESUME = (
+    *("num_workers", "log_every", "save_every", "time_limit_s", "progress", "trackers", "push_to_hub", "push_private"),
+    *("data.cache", "data.num_processes", "data.path", "model.pretrained", "model.backbone", "model.vggish"),
+)
 
 
 @dataclass
 class ModelRecipe:
-    """What is trained.
+    """What is trained, and from which weights.
 
     Attributes:
         preset: of [`ComboConfig.from_preset`].
-        pretrained: folder or Hub id to start from; the preset is then not used. `null`: random weights.
-        overrides: fields of [`ComboConfig`] that replace the preset's.
+        pretrained: folder or Hub id of a COMBO checkpoint to start from; the preset is then not used, and the network
+            is the checkpoint's (other classes or sizes are an error). `null`: random weights.
+        backbone: ImageNet start of both visual encoders, see [`load_pretrained_backbones`]; `null`: none.
+        vggish: start of the audio encoder, torchvggish's file, see [`load_vggish`]; `null`: none.
+        overrides: fields of [`ComboConfig`] that replace the preset's, such as `freeze_audio_encoder`.
     """
 
     preset: str = "tiny"
     pretrained: str | None = None
+    backbone: str | None = None
+    vggish: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
@@ -39,6 +52,7 @@ class SyntheticRecipe:
     """Synthetic clips to train and to evaluate on, see [`prepare_synthetic`].
 
     Attributes:
+        source: "synthetic".
         kind: "s4", "ms3" or "avss".
         labels: "binary" or "semantic".
         seed: of the clips, not of the training.
@@ -46,8 +60,10 @@ class SyntheticRecipe:
         num_processes: that prepare them.
         cache: folder that keeps the prepared clips; `null`: none.
         silence_audio: train and evaluate without sound, to measure what sound contributes.
+        blank_maskige: train and evaluate with black Maskiges, to measure what they contribute.
     """
 
+    source: str = "synthetic"
     kind: str = "ms3"
     labels: str = "binary"
     seed: int = 0
@@ -56,37 +72,99 @@ class SyntheticRecipe:
     num_processes: int = 1
     cache: str | None = None
     silence_audio: bool = False
+    blank_maskige: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "train_clips", "val_clips", "num_processes")
+        _at_least(self, 0, "seed")
+        _one_of(self, "kind", ("s4", "ms3", "avss"))
+        _one_of(self, "labels", ("binary", "semantic"))
+
+
+@dataclass
+class AvsbenchRecipe:
+    """AVSBench, as rows that `combo-hf data build` made, see [`load_avsbench`].
+
+    Attributes:
+        source: "avsbench".
+        path: folder, or a Hub id of your own.
+        subset: "s4", "ms3" or "avss": which clips, classes and augmentation.
+        revision: of a Hub id.
+        train_split, val_split: names of the splits.
+        train_clips, val_clips: use only so many, the first ones; `null`: all.
+        official_jitter: draw the colours of every frame and Maskige anew, as released; off: one draw a clip, and
+            Maskiges keep their colours.
+        official_maskige_resize: blend the colours of Maskiges when resizing, as released.
+        proposal_generator: makes the Maskiges of rows without, such as "superpixels", again in every epoch; `null`:
+            such rows are an error.
+        silence_audio: train and evaluate without sound.
+    """
+
+    source: str = "avsbench"
+    path: str = "data/avsbench"
+    subset: str = "s4"
+    revision: str | None = None
+    train_split: str = "train"
+    val_split: str = "val"
+    train_clips: int | None = None
+    val_clips: int | None = None
+    official_jitter: bool = False
+    official_maskige_resize: bool = False
+    proposal_generator: str | None = None
+    silence_audio: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "train_clips", "val_clips")
+        _one_of(self, "subset", ("s4", "ms3", "avss"))
+        for name in ("path", "train_split", "val_split"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: wanted a name, got nothing.")
 
 
 @dataclass
 class TrainingRecipe:
     """One training run; the defaults of the numbers of the optimizer are the release's.
 
+    A step is one move of the optimizer; it sees `clips_per_batch` x `accumulation_steps` x processes clips, and its
+    loss is that of all these clips in one batch, however they are spread.
+
     Attributes:
         model: what is trained.
-        data: synthetic clips; not looked at by [`train`], which is handed its data sets.
+        data: which clips; not looked at by [`train`], which is handed its data sets.
         seed: of weights, order, augmentation, dropout and sampled points.
         max_steps: optimizer steps.
-        clips_per_batch: clips per process and optimizer step.
+        clips_per_batch: clips that a process brings through the network together.
+        accumulation_steps: such batches per optimizer step.
         learning_rate, weight_decay, backbone_scale, backbone_pattern: see [`parameter_groups`].
         poly_power, warmup_steps: see [`build_scheduler`].
         max_grad_norm: L2 norm of all gradients together is clipped to it.
-        mixed_precision: "no", "bf16" or "fp16".
-        flip, jitter: see [`Augmentation`].
+        mixed_precision: "no", "bf16" or "fp16" (a GPU only).
+        gradient_checkpointing: compute layers again in the backward pass instead of keeping what they made: less
+            memory, more time, the same gradients. Layers of PVTv2, pixel decoder and query decoder; not of ResNet.
+        ema_decay: evaluate and save a running mean of the weights, in which each step's have this little less than
+            one as the share of the past, for example 0.999; `null`: the weights themselves.
+        flip: probability of a horizontal flip.
+        jitter: strength of the colour jitter of synthetic clips, see [`Augmentation`]; AVSBench has the release's
+            jitter, which 0 switches off.
         num_workers: processes that assemble batches; 0: the training process itself.
         log_every: steps per line of metrics.jsonl.
         eval_every: steps between evaluations; the last step is always evaluated. A checkpoint is written with each.
+        save_every: steps between states to resume from, besides those written with each evaluation; `null`: no others.
         eval_clips_per_batch: clips per batch of an evaluation.
         best_metric: decides which checkpoint is the best; higher is better.
+        trackers: programs that are told the metrics too, such as "tensorboard" (files in output_dir/logs).
         time_limit_s: stop in good order after so many seconds; `null`: never.
-        progress: show a bar.
+        progress: show a bar on a terminal.
+        push_to_hub: repository that gets the best checkpoint at the end; `null`: none.
+        push_private: make that repository a private one if it is new.
     """
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
-    data: SyntheticRecipe = field(default_factory=SyntheticRecipe)
+    data: SyntheticRecipe | AvsbenchRecipe = field(default_factory=SyntheticRecipe)
     seed: int = 0
     max_steps: int = 1000
     clips_per_batch: int = 8
+    accumulation_steps: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 0.05
     backbone_scale: float = 0.1
@@ -95,31 +173,40 @@ class TrainingRecipe:
     warmup_steps: int = 0
     max_grad_norm: float = 0.01
     mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
+    ema_decay: float | None = None
     flip: float = 0.5
     jitter: float = 0.2
     num_workers: int = 0
     log_every: int = 10
     eval_every: int = 500
+    save_every: int | None = None
     eval_clips_per_batch: int = 8
     best_metric: str = "M_J"
+    trackers: list[str] = field(default_factory=list)
     time_limit_s: float | None = None
     progress: bool = True
+    push_to_hub: str | None = None
+    push_private: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "clips_per_batch", "log_every", "eval_every", "eval_clips_per_batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted at least 1, got {getattr(self, name)}.")
+        _at_least(self, 1, "max_steps", "clips_per_batch", "accumulation_steps", "log_every", "eval_every")
+        _at_least(self, 1, "save_every", "eval_clips_per_batch")
+        _at_least(self, 0, "seed", "weight_decay", "backbone_scale", "warmup_steps", "num_workers")
         for name in ("learning_rate", "max_grad_norm", "poly_power"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: wanted more than 0, got {getattr(self, name)}.")
-        for name in ("seed", "weight_decay", "backbone_scale", "warmup_steps", "num_workers"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: wanted at least 0, got {getattr(self, name)}.")
-        for name, known in (("mixed_precision", PRECISIONS), ("best_metric", METRICS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: wanted one of {list(known)}, got {getattr(self, name)!r}.")
-        if self.time_limit_s is not None and self.time_limit_s <= 0:
+        _one_of(self, "mixed_precision", PRECISIONS)
+        _one_of(self, "best_metric", METRICS)
+        if self.time_limit_s is not None and not self.time_limit_s > 0:
             raise ValueError(f"time_limit_s: wanted more than 0 seconds or null, got {self.time_limit_s}.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay: wanted more than 0 and less than 1, or null, got {self.ema_decay}.")
+        unknown = [name for name in self.trackers if name not in TRACKERS]
+        if unknown:
+            raise ValueError(f"trackers: wanted some of {list(TRACKERS)}, got {unknown[0]!r}.")
+        if self.push_to_hub is not None and self.push_to_hub.count("/") != 1:
+            raise ValueError(f"push_to_hub: wanted owner/name or null, got {self.push_to_hub!r}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingRecipe:
@@ -128,7 +215,7 @@ class TrainingRecipe:
         Raises:
             ValueError: unknown keys, wrong types or values out of range; names the key.
         """
-        return _build(cls, values, "")
+        return build(cls, values)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
@@ -140,13 +227,18 @@ class TrainingRecipe:
 
         Raises:
             ValueError: not a YAML mapping, or as for [`from_dict`].
+            OSError: the file cannot be read.
             ImportError: PyYAML is not installed.
         """
-        values = parse_yaml(Path(path).read_text(encoding="utf-8"), str(path)) or {}
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: wanted a YAML text in UTF-8.") from error
+        values = parse_yaml(text, str(path)) or {}
         if not isinstance(values, dict):
             raise ValueError(f"{path}: wanted 'key: value' lines, got {type(values).__name__}.")
         for entry in overrides:
-            _override(values, entry)
+            apply_override(values, entry)
         try:
             return cls.from_dict(values)
         except ValueError as error:
@@ -158,79 +250,39 @@ class TrainingRecipe:
 
     def save(self, path: str | Path) -> None:
         """Write a YAML file that [`from_yaml`] reads."""
-        import yaml
-
         temporary = Path(path).with_name(f".partial-{Path(path).name}")
-        temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        temporary.write_text(dump_yaml(self.to_dict()), encoding="utf-8")
         os.replace(temporary, path)
 
-
-def parse_yaml(text: str, name: str = "text") -> Any:
-    """Plain values of a YAML text; tags that build objects and repeated keys are refused.
-
-    Raises:
-        ValueError: not YAML, a forbidden tag or a repeated key.
-        ImportError: PyYAML is not installed.
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError("recipes need PyYAML: pip install 'combo-hf[train]'") from error
-
-    class Loader(yaml.SafeLoader):
-        """The safe loader, which would let the last of two equal keys win."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = [key for key in keys if keys.count(key) > 1]
-            if twice:
-                raise yaml.constructor.ConstructorError(None, None, f"repeated key {twice[0]!r}", node.start_mark)
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(text, Loader)  # noqa: S506 (derived from SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not plain YAML: {error}") from error
+    def differences(self, other: TrainingRecipe) -> list[str]:
+        """`"key: ours, theirs"` of the values that differ and that a resumed run may not change."""
+        ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        keys = [key for key in {**ours, **theirs} if key not in FREE_ON_RESUME]
+        absent = "absent"
+        return [
+            f"{key}: {ours.get(key, absent)!r}, {theirs.get(key, absent)!r}"
+            for key in keys
+            if ours.get(key, absent) != theirs.get(key, absent)
+        ]
 
 
-def _override(values: dict[str, Any], entry: str) -> None:
-    path, equals, text = entry.partition("=")
-    if not equals or not path.strip():
-        raise ValueError(f"override: wanted key=value, for example max_steps=100, got {entry!r}.")
-    *parents, last = path.strip().split(".")
-    for parent in parents:
-        if values.get(parent) is None:
-            values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
-            raise ValueError(f"override {entry!r}: {parent} has no parts.")
-    values[last] = parse_yaml(text, f"override {entry!r}")
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
-def _build(cls: type, values: Any, prefix: str) -> Any:
-    """A dataclass from a mapping, checked against its annotations."""
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{prefix.rstrip('.') or 'recipe'}: wanted keys and values, got {values!r}.")
-    kinds = typing.get_type_hints(cls)
-    unknown = [str(key) for key in values if key not in kinds]
-    if unknown:
-        raise ValueError(f"unknown key {prefix}{unknown[0]}; known here: {', '.join(kinds)}.")
-    return cls(**{key: _convert(kinds[key], value, prefix + key) for key, value in values.items()})
+def _at_least(recipe: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(recipe, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{name}: wanted at least {least}, got {value}.")
 
 
-def _convert(kind: Any, value: Any, name: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, {} if value is None else value, f"{name}.")
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if value is None and types.NoneType in options:
-        return None
-    wanted = next(option for option in options if option is not types.NoneType)
-    wanted = typing.get_origin(wanted) or wanted
-    if wanted is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-4, without a point, as text
-        except ValueError:
-            pass
-    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-        raise ValueError(f"{name}: wanted {wanted.__name__}, got {value!r}.")
-    return value
+def _one_of(recipe: Any, name: str, known: Sequence[str]) -> None:
+    if getattr(recipe, name) not in known:
+        raise ValueError(f"{name}: wanted one of {list(known)}, got {getattr(recipe, name)!r}.")

@@ -37,6 +37,7 @@ class ClipTensors(torch.utils.data.Dataset):
         augmentation ([`Augmentation`], *optional*): `None`: clips as they are.
         seed (`int`): of the augmentation.
         silence_audio (`bool`): every log-mel is that of silence, to measure what the sound contributes.
+        blank_maskige (`bool`): every Maskige is black, to measure what the Maskiges contribute.
 
     Raises:
         ValueError: no clip.
@@ -48,13 +49,14 @@ class ClipTensors(torch.utils.data.Dataset):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         silence_audio: bool = False,
+        blank_maskige: bool = False,
     ) -> None:
         if not examples:
             raise ValueError("a data set needs at least one clip.")
         self.examples = list(examples)
         self.augmentation = augmentation
         self.seed, self.epoch = seed, 0
-        self.silence_audio = silence_audio
+        self.silence_audio, self.blank_maskige = silence_audio, blank_maskige
 
     @classmethod
     def from_rows(cls, rows: Any, image_size: int, num_labels: int, **kwargs: Any) -> ClipTensors:
@@ -73,13 +75,15 @@ class ClipTensors(torch.utils.data.Dataset):
         if self.silence_audio:
             silence = torch.full_like(example.input_features, SILENCE)
             example = dataclasses.replace(example, input_features=silence)
+        if self.blank_maskige and example.maskiges is not None:
+            example = dataclasses.replace(example, maskiges=torch.zeros_like(example.maskiges))
         if self.augmentation is None:
             return example
         return self.augmentation(example, example_generator(self.seed, self.epoch, index))
 
     def variant(self, **changes: Any) -> ClipTensors:
-        """The same clips (shared, not copied) with other `augmentation`, `seed` or `silence_audio`."""
-        kept = {name: getattr(self, name) for name in ("augmentation", "seed", "silence_audio")}
+        """The same clips (shared, not copied) with other `augmentation`, `seed`, `silence_audio`, `blank_maskige`."""
+        kept = {name: getattr(self, name) for name in ("augmentation", "seed", "silence_audio", "blank_maskige")}
         return ClipTensors(self.examples, **{**kept, **changes})
 
 
@@ -118,7 +122,7 @@ def prepare_synthetic(
         num_processes (`int`): above 1, the calling script needs the `if __name__ == "__main__"` guard.
         cache (`str` or `Path`, *optional*): .npz file to read, if it was made with the same arguments, or to write.
         num_frames (`int`, *optional*): seconds per clip; default: what the kind has.
-        progress (`bool`): show a bar.
+        progress (`bool`): show a bar on a terminal.
 
     Returns:
         [`ClipTensors`] without augmentation, see `variant`.
@@ -228,14 +232,15 @@ def _run(make: Any, count: int, num_processes: int, name: str, progress: bool) -
     """[make(0), make(1), ...], in several processes if wanted."""
     from tqdm import tqdm
 
+    bar = {"total": count, "desc": name, "unit": "clip", "disable": None if progress else True}
     if num_processes == 1:
-        return [make(index) for index in tqdm(range(count), desc=name, unit="clip", disable=not progress)]
+        return [make(index) for index in tqdm(range(count), **bar)]
     # spawn: forking a process that has run torch may hang
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_processes, count), mp_context=context, initializer=_one_thread) as pool:
         chunk = max(1, min(16, count // (4 * num_processes)))
         results = pool.map(partial(_as_arrays, make), range(count), chunksize=chunk)
-        packed = list(tqdm(results, total=count, desc=name, unit="clip", disable=not progress))
+        packed = list(tqdm(results, **bar))
     return [ClipExample(video_id, *(torch.from_numpy(array) for array in arrays)) for video_id, arrays in packed]
 
 

@@ -6,14 +6,14 @@ Class maps are the sum over queries of class probability (softmax, "no object" l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as nnf
 
-from combo_hf.data.collate import ComboCollator
+from combo_hf.data.collate import ClipExample, ComboCollator
 from combo_hf.metrics import SemanticScores, f_measure, jaccard
 
 
@@ -68,27 +68,41 @@ def iter_class_maps(
     """Class maps (A, K, H, W) and target (A, H, W) of the A annotated frames of each clip, clip by clip."""
     from tqdm import tqdm
 
-    collate = ComboCollator(use_maskige=model.config.use_maskige)
-    device = next(model.parameters()).device
     training = model.training
     model.eval()
     try:
         starts = range(0, len(dataset), batch_size)
         for first in tqdm(starts, desc="evaluation", unit="batch", leave=False, disable=not progress):
             examples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
-            batch = collate(examples)
-            output = model(**{name: batch[name].to(device) for name in MODEL_INPUTS if name in batch})
-            counts = batch["num_frames"].tolist()
-            predictions = zip(
-                output.class_queries_logits.split(counts), output.masks_queries_logits.split(counts), strict=True
-            )
-            for example, (classes, masks) in zip(examples, predictions, strict=True):
-                if len(example.masks):
-                    known = example.label_frames.to(device)
-                    size = tuple(example.masks.shape[1:])
-                    yield class_maps_of(classes[known], masks[known], size), example.masks.to(device)
+            for example, class_maps in zip(examples, predict_class_maps(model, examples), strict=True):
+                if len(class_maps):
+                    yield class_maps, example.masks.to(class_maps.device)
     finally:
         model.train(training)
+
+
+@torch.inference_mode()
+def predict_class_maps(model: torch.nn.Module, examples: Sequence[ClipExample]) -> list[torch.Tensor]:
+    """One pass through a model in evaluation mode: class maps (A, K, H, W) of the annotated frames of each clip.
+
+    Raises:
+        ValueError: no clip, clips of different sizes, or a Maskige is missing.
+    """
+    batch = ComboCollator(use_maskige=model.config.use_maskige)(examples)
+    device = next(model.parameters()).device
+    output = model(**{name: batch[name].to(device) for name in MODEL_INPUTS if name in batch})
+    counts = batch["num_frames"].tolist()
+    predictions = zip(
+        examples,
+        output.class_queries_logits.split(counts),
+        output.masks_queries_logits.split(counts),
+        strict=True,
+    )
+    maps = []
+    for example, classes, masks in predictions:
+        known = example.label_frames.to(device)
+        maps.append(class_maps_of(classes[known], masks[known], tuple(example.frames.shape[2:])))
+    return maps
 
 
 def class_maps_of(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

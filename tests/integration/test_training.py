@@ -1,46 +1,17 @@
 """The training loop on a tiny model: files it leaves, exact resume, what stops it, and evaluation."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from fixtures_training import SMALL, clips, recipe, records, small_model
 
 from combo_hf.configuration_combo import ComboConfig
-from combo_hf.data.collate import ClipExample
 from combo_hf.image_processing_combo import ComboImageProcessor
 from combo_hf.metrics import jaccard
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
-from combo_hf.training import ClipTensors, ModelRecipe, TrainingRecipe, build_model, evaluate_model, train
+from combo_hf.training import ModelRecipe, TrainingRecipe, build_model, evaluate_model, train
 from combo_hf.training.evaluation import class_maps_of, iter_class_maps, sounding_scores
-
-
-SIZE = 64
-SMALL = {"image_size": SIZE, "train_num_points": 64, "num_queries": 6, "fusion_dropout": 0.1}
-
-
-def clips(count: int, labels: int = 2, frames: tuple[int, ...] = (2, 3), masks: bool = True) -> ClipTensors:
-    generator = torch.Generator().manual_seed(0)
-    examples = []
-    for index in range(count):
-        length = frames[index % len(frames)]
-        pictures = torch.randint(256, (2, length, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-        target = torch.zeros(length, SIZE, SIZE, dtype=torch.uint8)
-        target[:, 16:48, 16:48] = 1 + index % (labels - 1)
-        sound = torch.randn(length, 1, 96, 64, generator=generator)
-        known = torch.full((length,), masks)
-        examples.append(ClipExample(f"clip{index}", pictures[0], pictures[1], sound, target[known], known))
-    return ClipTensors(examples)
-
-
-def recipe(**changes) -> TrainingRecipe:
-    fixed = {"max_steps": 4, "clips_per_batch": 2, "log_every": 1, "eval_every": 2, "progress": False}
-    return TrainingRecipe(model=ModelRecipe(overrides=SMALL), learning_rate=1e-3, **{**fixed, **changes})
-
-
-def lines(folder: Path) -> list[dict]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if name != "seconds_per_step"} for record in records]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -54,7 +25,7 @@ def test_run_leaves_checkpoints_and_a_log_and_resumes_exactly(tmp_path: Path):
     names = {path.name for path in (tmp_path / "whole").iterdir()}
     assert names == {"recipe.yaml", "metrics.jsonl", "best", "last", "state"}
     assert TrainingRecipe.from_yaml(tmp_path / "whole" / "recipe.yaml") == recipe()
-    log = lines(tmp_path / "whole")
+    log = records(tmp_path / "whole")
     assert [record["step"] for record in log] == [1, 2, 2, 3, 4, 4] and log[0]["learning_rate"] == 1e-3
     scores = [record["validation"]["M_J"] for record in log if "validation" in record]
     assert whole.best == max(scores) and whole.validation["M_J"] == scores[-1]
@@ -74,10 +45,10 @@ def test_run_leaves_checkpoints_and_a_log_and_resumes_exactly(tmp_path: Path):
     broken.forward = breaking_forward
     with pytest.raises(KeyboardInterrupt):
         train(broken, data, recipe(), tmp_path / "parts", validation)
-    assert [record["step"] for record in lines(tmp_path / "parts")] == [1, 2, 2, 3]
+    assert [record["step"] for record in records(tmp_path / "parts")] == [1, 2, 2, 3]
     other_weights = build_model(ModelRecipe(overrides=SMALL), seed=9)
     resumed = train(other_weights, data, recipe(), tmp_path / "parts", validation, resume=True)
-    assert lines(tmp_path / "parts") == log and resumed == whole
+    assert records(tmp_path / "parts") == log and resumed == whole
     for name in ("best", "last"):
         ours, theirs = weights(tmp_path / "parts" / name), weights(tmp_path / "whole" / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
@@ -86,7 +57,7 @@ def test_run_leaves_checkpoints_and_a_log_and_resumes_exactly(tmp_path: Path):
 def test_training_lowers_the_loss_on_two_clips(tmp_path: Path):
     quiet = recipe(max_steps=12, eval_every=100, flip=0.0, jitter=0.0, max_grad_norm=1.0, backbone_scale=1.0)
     result = train(build_model(ModelRecipe(overrides=SMALL)), clips(2), quiet, tmp_path / "run")
-    log = lines(tmp_path / "run")
+    log = records(tmp_path / "run")
     assert log[-1]["loss"] < 0.8 * log[0]["loss"]
     assert result.best is None and not (tmp_path / "run" / "best").exists()
 
@@ -110,6 +81,11 @@ def test_loss_that_is_not_finite_names_the_clips(tmp_path: Path):
         (lambda out: train(None, None, recipe(), out, resume=True), FileNotFoundError, "nothing to resume"),
         (lambda out: train(None, None, recipe(), out / "old"), FileExistsError, "holds a run"),
         (lambda out: build_model(ModelRecipe(overrides={"colour": 1})), ValueError, "no field 'colour'"),
+        (
+            lambda out: train(small_model(), clips(2), recipe(best_metric="miou"), out, clips(2)),
+            ValueError,
+            "two classes",
+        ),
     ],
 )
 def test_impossible_runs(tmp_path: Path, call, error: type, message: str):
@@ -168,3 +144,59 @@ def test_impossible_evaluations(arguments: dict, message: str):
     model = ComboForAudioVisualSegmentation(ComboConfig.from_preset("tiny", **SMALL))
     with pytest.raises(ValueError, match=message):
         evaluate_model(model, **arguments)
+
+
+def test_trackers_are_told(tmp_path: Path):
+    event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plan = recipe(trackers=["tensorboard"], max_steps=2)
+    train(build_model(ModelRecipe(overrides=SMALL)), clips(2), plan, tmp_path / "run", clips(2))
+    events = event_files.EventAccumulator(str(tmp_path / "run" / "logs")).Reload()
+    log = records(tmp_path / "run")
+    told = {name: [event.value for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    assert told["training/loss"] == pytest.approx([record["loss"] for record in log if "loss" in record])
+    assert told["validation/M_J"] == pytest.approx([log[-1]["validation"]["M_J"]])
+    assert {"training/loss_class", "training/loss_consistency", "training/learning_rate"} <= told.keys()
+
+
+def test_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    with pytest.raises(ImportError, match="pip install tensorboard"):
+        train(build_model(ModelRecipe(overrides=SMALL)), clips(2), recipe(trackers=["tensorboard"]), tmp_path / "run")
+
+
+def test_only_the_same_run_is_resumed(tmp_path: Path):
+    data, model = clips(4), build_model(ModelRecipe(overrides=SMALL))
+    result = train(model, data, recipe(max_steps=2), tmp_path / "run", data)
+    again = train(model, data, recipe(max_steps=2, progress=True), tmp_path / "run", data, resume=True)
+    assert again == result and again.validation  # nothing was left to do
+    with pytest.raises(ValueError, match="another recipe: max_steps: 2, 9"):
+        train(model, data, recipe(max_steps=9), tmp_path / "run", data, resume=True)
+    with pytest.raises(ValueError, match="begun with 4 training clips, now there are 3"):
+        train(model, clips(3), recipe(max_steps=2), tmp_path / "run", data, resume=True)
+
+
+def test_run_that_ended_before_its_first_state_starts_again(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    recipe(max_steps=1).save(tmp_path / "run" / "recipe.yaml")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n{"ste')
+    result = train(
+        build_model(ModelRecipe(overrides=SMALL)), clips(2), recipe(max_steps=1), tmp_path / "run", resume=True
+    )
+    assert result.step == 1 and [record["step"] for record in records(tmp_path / "run")] == [1]
+    assert records(tmp_path / "run")[0]["loss"] != 3.0
+
+
+def test_progress_is_quiet_off_a_terminal(tmp_path: Path, capfd: pytest.CaptureFixture):
+    train(build_model(ModelRecipe(overrides=SMALL)), clips(2), recipe(max_steps=1, progress=True), tmp_path / "run")
+    assert "step" not in capfd.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_training_on_a_gpu(tmp_path: Path, precision: str):
+    plan = recipe(mixed_precision=precision, accumulation_steps=2, gradient_checkpointing=True, ema_decay=0.9)
+    result = train(small_model(), clips(4), plan, tmp_path / "run", clips(2))
+    assert result.step == 4 and all(record["loss"] > 0 for record in records(tmp_path / "run") if "loss" in record)
+    again = train(small_model(), clips(4), plan, tmp_path / "run", clips(2), resume=True)
+    assert again == result

@@ -12,6 +12,11 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "combo_hf"
 CORE = sorted(path for path in PACKAGE.glob("*_combo*.py"))
 OPTIONAL = set("torchaudio torchvision av scipy skimage soundfile datasets evaluate gradio tqdm".split())
+ENTRY_FILES = {
+    f"{name}_combo.py"
+    for name in "configuration modeling processing image_processing feature_extraction pipeline".split()
+}
+SAVING_FILES = {"configuration_combo.py", "modeling_combo.py", "processing_combo.py", "pipeline_combo.py"}
 REQUIRED = {"torch", "transformers", "numpy", "PIL", "safetensors", "huggingface_hub"}
 
 
@@ -111,12 +116,42 @@ def test_core_files_are_flat(path):
     assert set(lines) <= statements, "a line of text looks like an import"
 
 
-def test_the_core_is_what_the_pipeline_reaches():
-    """No file of the core is left behind when a checkpoint is exported."""
+@pytest.mark.parametrize("name", [path.name for path in CORE])
+def test_the_whole_core_is_reached_from_what_is_saved(name):
+    """No file of the core is left behind, whether model, processor or pipeline is saved, or loaded and saved again."""
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    reached = set()
-    for name in ("modeling_combo", "processing_combo", "pipeline_combo"):
-        entry = PACKAGE / f"{name}.py"
-        reached |= {entry.name} | {Path(file).name for file in get_relative_import_files(str(entry))}
-    assert reached == {path.name for path in CORE}
+    reached = {name} | {Path(file).name for file in get_relative_import_files(str(PACKAGE / name))}
+    if name in SAVING_FILES:
+        assert reached == {path.name for path in CORE}
+    assert reached <= {path.name for path in CORE}
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_core_files_know_nothing_of_each_other_s_classes(path):
+    """Each entry point is loaded from a folder of its own: the same class then exists several times."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    own = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    imported = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass"):
+            names = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+            assert not names & (imported - own), f"line {node.lineno}: {names & imported}"
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Global)], "state of the module"
+
+
+def test_the_code_named_in_a_checkpoint_exists():
+    from combo_hf import remote_code_combo as remote
+
+    named = {**remote.AUTO_MAP, "pipeline": remote.CUSTOM_PIPELINES["audio-visual-segmentation"]["impl"]}
+    for reference in named.values():
+        module, _, name = reference.partition(".")
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
+        assert f"{module}.py" in ENTRY_FILES
+    assert [path.name for path in remote.code_files()] == [path.name for path in CORE]

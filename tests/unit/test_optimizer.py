@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from combo_hf.configuration_combo import ComboConfig
+from combo_hf.conversion.official import RULES, cut, rename
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups, poly_factor
 
@@ -84,6 +85,27 @@ def test_groups_against_the_release(shared: Path, golden: str, preset: str, spli
     groups = parameter_groups(model.train(), learning_rate=1e-4, weight_decay=0.05)
     ours = Counter({(group["lr"], group["weight_decay"]): len(group["params"]) for group in groups})
     assert ours == wanted
+
+
+# MS3 and AVSS differ from S4 in the sizes of their last layers only, so their lists are S4's.
+@pytest.mark.parametrize("subset", ["s4", "ms3", "avss"])
+@pytest.mark.parametrize(("golden", "backbone"), [("r50", "r50"), ("pvt", "pvtv2-b5")])
+def test_every_parameter_has_the_rate_and_decay_of_the_release(shared: Path, golden: str, backbone: str, subset: str):
+    official = json.loads((shared / "goldens" / "combo" / f"optim_groups_s4_{golden}.json").read_text())
+    wanted = {}
+    for name, rate, decay in official:
+        for target in cut(rename(name, RULES), torch.empty(6)):  # of a length that can be cut into 2 or 3
+            assert target not in wanted
+            wanted[target] = (rate, decay)
+    with torch.device("meta"):
+        model = ComboForAudioVisualSegmentation(ComboConfig.from_preset(f"{backbone}-{subset}")).train()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ours = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model)
+        for parameter in group["params"]
+    }
+    assert ours == {name: pytest.approx(values, rel=1e-12) for name, values in wanted.items()}
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,17 @@
-"""Recipes: typed values, strict reading, overrides, and that every field of the examples is known."""
+"""Recipes: typed values, strict reading, overrides, and what a resumed run may change."""
 
 from pathlib import Path
 
 import pytest
 
-from combo_hf.training.arguments import TrainingRecipe, parse_yaml
+from combo_hf.training.arguments import AvsbenchRecipe, SyntheticRecipe, TrainingRecipe, parse_yaml
 from combo_hf.training.optimizer import BACKBONE_PATTERN, POLY_POWER
-
-
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "examples" / "recipes").glob("*.yaml"))
 
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_of_the_examples_are_read(path: Path):
-    recipe = TrainingRecipe.from_yaml(path)
-    assert recipe.data.train_clips > 0 and recipe != TrainingRecipe()
-
-
-def test_there_is_a_recipe():
-    assert RECIPES
 
 
 def test_defaults_are_those_of_the_optimizer():
@@ -68,6 +55,21 @@ def test_saved_recipe_is_the_same(tmp_path: Path):
         ("mixed_precision: fp8", "mixed_precision: wanted one of"),
         ("best_metric: accuracy", "best_metric: wanted one of"),
         ("time_limit_s: 0", "time_limit_s: wanted more than 0"),
+        ("ema_decay: 1", "ema_decay: wanted more than 0 and less than 1"),
+        ("accumulation_steps: 0", "accumulation_steps: wanted at least 1"),
+        ("save_every: 0", "save_every: wanted at least 1"),
+        ("trackers: tensorboard", "trackers: wanted list, got 'tensorboard'"),
+        ("trackers: [3]", r"trackers\[0\]: wanted str, got 3"),
+        ("trackers: [paper]", "trackers: wanted some of"),
+        ("push_to_hub: combo", "push_to_hub: wanted owner/name"),
+        ("data: {source: tape}", r"data.source: wanted one of \['synthetic', 'avsbench'\], got 'tape'"),
+        ("data: {source: avsbench, kind: s4}", "unknown key data.kind; known here: source, path, subset"),
+        ("data: {subset: s4}", "unknown key data.subset"),  # of the synthetic source, the default
+        ("data: {source: avsbench, subset: s5}", "subset: wanted one of"),
+        ("data: {source: avsbench, train_clips: 0}", "train_clips: wanted at least 1"),
+        ("data: {source: avsbench, path: ''}", "path: wanted a name"),
+        ("data: {kind: s5}", "kind: wanted one of"),
+        ("data: {train_clips: 0}", "train_clips: wanted at least 1"),
         ("seed: 1\nseed: 2", "repeated key 'seed'"),
         ("seed: [", "not plain YAML"),
         ("seed: !!python/object/apply:os.getpid []", "not plain YAML"),
@@ -91,6 +93,35 @@ def test_impossible_recipes(tmp_path: Path, text: str, message: str):
 def test_impossible_overrides(tmp_path: Path, override: str, message: str):
     with pytest.raises(ValueError, match=message):
         TrainingRecipe.from_yaml(write(tmp_path, "max_steps: 3\ndata: {kind: ms3}"), [override])
+
+
+def test_source_decides_the_kind_of_data(tmp_path: Path):
+    text = "data: {source: avsbench, path: somewhere, subset: ms3}"
+    recipe = TrainingRecipe.from_yaml(write(tmp_path, text), ["data.official_jitter=true"])
+    assert recipe.data == AvsbenchRecipe(path="somewhere", subset="ms3", official_jitter=True)
+    assert TrainingRecipe.from_dict(recipe.to_dict()) == recipe
+    assert TrainingRecipe.from_dict({"data": {"source": "synthetic"}}).data == SyntheticRecipe()
+
+
+@pytest.mark.parametrize(
+    ("values", "differences"),
+    [
+        ({}, []),
+        ({"progress": False, "num_workers": 3, "time_limit_s": 5.0, "trackers": ["tensorboard"]}, []),
+        ({"data": {"cache": "elsewhere", "num_processes": 2}}, []),
+        ({"max_steps": 5}, ["max_steps: 1000, 5"]),
+        ({"model": {"overrides": {"num_queries": 3}}}, ["model.overrides.num_queries: 'absent', 3"]),
+        ({"data": {"kind": "s4"}, "ema_decay": 0.9}, ["data.kind: 'ms3', 's4'", "ema_decay: None, 0.9"]),
+    ],
+)
+def test_what_a_resumed_run_may_change(values: dict, differences: list[str]):
+    assert TrainingRecipe().differences(TrainingRecipe.from_dict(values)) == differences
+
+
+def test_recipe_that_is_no_text(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="UTF-8"):
+        TrainingRecipe.from_yaml(tmp_path / "recipe.yaml")
 
 
 def test_yaml_is_data_only():

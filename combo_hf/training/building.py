@@ -1,0 +1,198 @@
+"""From a recipe to a model, its processor and its data, and to a whole run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from combo_hf.training.arguments import AvsbenchRecipe, ModelRecipe, SyntheticRecipe, TrainingRecipe
+from combo_hf.training.data import prepare_synthetic, synthetic_labels
+from combo_hf.training.engine import join_processes
+from combo_hf.training.loop import TrainingResult, check_output, train
+
+
+def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> torch.nn.Module:
+    """The model of a recipe; the same seed gives the same random weights.
+
+    Args:
+        recipe ([`ModelRecipe`]): its `overrides` win over `config`.
+        seed (`int`)
+        **config: fields of [`ComboConfig`], such as `id2label` and `label2id`.
+
+    Raises:
+        ValueError: unknown preset or field; weights of another architecture or size.
+        OSError: weights that are not there.
+    """
+    from transformers import set_seed
+
+    from combo_hf.configuration_combo import ComboConfig
+    from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
+
+    fields = {**config, **recipe.overrides}
+    known = ComboConfig().to_dict()
+    unknown = sorted(name for name in fields if name not in known)
+    if unknown:
+        raise ValueError(f"model.overrides: ComboConfig has no field {unknown[0]!r}.")
+    set_seed(seed)
+    if recipe.pretrained is not None:
+        try:
+            model = ComboForAudioVisualSegmentation.from_pretrained(recipe.pretrained, **fields)
+        except RuntimeError as error:  # sizes that differ
+            text = f"{recipe.pretrained} has other sizes than wanted here, for example another number of classes"
+            raise ValueError(
+                f"model.pretrained: {text}; train from its preset instead, or on its kind of data."
+            ) from error
+    else:
+        model = ComboForAudioVisualSegmentation(ComboConfig.from_preset(recipe.preset, **fields))
+    _load_starts(model, recipe)
+    return model
+
+
+def _load_starts(model: Any, recipe: ModelRecipe) -> None:
+    if recipe.backbone is None and recipe.vggish is None:
+        return
+    from combo_hf.conversion.pretrained import load_pretrained_backbones, load_vggish
+
+    for name, load in (("backbone", load_pretrained_backbones), ("vggish", load_vggish)):
+        source = getattr(recipe, name)
+        if source is not None:
+            try:
+                load(model, source)
+            except (ValueError, OSError) as error:
+                raise type(error)(f"model.{name}: {error}") from error
+
+
+def label_names(recipe: TrainingRecipe) -> dict[str, Any]:
+    """Fields of [`ComboConfig`] that name the classes of the recipe's data."""
+    data = recipe.data
+    if isinstance(data, SyntheticRecipe):
+        names = synthetic_labels(data.labels)
+    else:
+        from combo_hf.configuration_combo import SUBSETS
+
+        names = dict(enumerate(SUBSETS[data.subset]["classes"]))
+    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+
+
+def build_processor(config: Any) -> Any:
+    """The [`ComboProcessor`] that belongs to a configuration, saved with its checkpoints."""
+    from combo_hf.feature_extraction_combo import ComboFeatureExtractor
+    from combo_hf.image_processing_combo import ComboImageProcessor
+    from combo_hf.processing_combo import ComboProcessor
+
+    images = ComboImageProcessor(size=config.image_size, num_labels=config.num_labels)
+    return ComboProcessor(images, ComboFeatureExtractor(), num_frames=config.num_frames)
+
+
+def build_data(recipe: TrainingRecipe, config: Any) -> tuple[Any, Any]:
+    """Training and validation set of a recipe.
+
+    Args:
+        recipe ([`TrainingRecipe`])
+        config ([`ComboConfig`]): for the input size and the number of classes.
+
+    Raises:
+        ValueError, OSError: the data are not what the recipe says, or not there.
+    """
+    if isinstance(recipe.data, SyntheticRecipe):
+        return tuple(_synthetic(recipe, config, split) for split in ("train", "val"))
+    return tuple(_avsbench(recipe, recipe.data, config, training) for training in (True, False))
+
+
+def _synthetic(recipe: TrainingRecipe, config: Any, split: str) -> Any:
+    data, size = recipe.data, config.image_size
+    clips = data.train_clips if split == "train" else data.val_clips
+    name = f"{data.kind}-{data.labels}-{split}-{data.seed}-{clips}-{size}.npz"
+    cache = None if data.cache is None else Path(data.cache) / name
+    made = prepare_synthetic(
+        data.kind, data.seed, clips, split, size, data.labels, data.num_processes, cache, progress=recipe.progress
+    )
+    return made.variant(silence_audio=data.silence_audio, blank_maskige=data.blank_maskige)
+
+
+def _avsbench(recipe: TrainingRecipe, data: AvsbenchRecipe, config: Any, training: bool) -> Any:
+    from combo_hf.data.loading import AvsbenchClips, load_avsbench
+
+    split = data.train_split if training else data.val_split
+    rows = load_avsbench(data.path, split, subset=data.subset, revision=data.revision)
+    limit = data.train_clips if training else data.val_clips
+    if limit is not None and limit < len(rows):
+        rows = rows.select(range(limit))
+    return AvsbenchClips(
+        rows,
+        avsbench_transform(recipe, data, config, training),
+        num_labels=config.num_labels,
+        seed=recipe.seed,
+        use_maskige=config.use_maskige,
+        proposal_generator=data.proposal_generator,
+        silence_audio=data.silence_audio,
+    )
+
+
+def avsbench_transform(recipe: TrainingRecipe, data: AvsbenchRecipe, config: Any, training: bool) -> Any:
+    """What a clip of AVSBench goes through before it is batched, see [`build_transform`]."""
+    from combo_hf.data.transforms import build_transform
+
+    return build_transform(
+        data.subset,
+        training,
+        image_size=config.image_size,
+        official_jitter=data.official_jitter,
+        official_maskige_resize=data.official_maskige_resize,
+        jitter=recipe.jitter > 0,
+        flip=recipe.flip,
+    )
+
+
+def run_recipe(recipe: TrainingRecipe, output: str | Path, resume: bool = False, cpu: bool = False) -> TrainingResult:
+    """Everything: build, train, and push if asked.
+
+    Args:
+        recipe ([`TrainingRecipe`])
+        output (`str` or `Path`), resume (`bool`), cpu (`bool`): see [`train`].
+
+    Raises:
+        As [`train`], [`build_model`] and [`build_data`]; of a push, what `huggingface_hub` raises.
+    """
+    output = Path(output)
+    check_output(output, resume)  # before clips are made
+    model = build_model(recipe.model, recipe.seed, **label_names(recipe))
+    # One process makes the clips and fills the cache, from which the others read them.
+    processes = join_processes(cpu)
+    with processes.local_main_process_first():
+        train_set, validation_set = build_data(recipe, model.config)
+    result = train(model, train_set, recipe, output, validation_set, build_processor(model.config), resume, cpu)
+    if recipe.push_to_hub is not None and result.stopped_by == "max_steps" and processes.is_main_process:
+        push_checkpoint(output / "best", recipe.push_to_hub, recipe.push_private)
+    return result
+
+
+def push_checkpoint(folder: Path, repository: str, private: bool = True) -> str:
+    """Upload a checkpoint folder to the Hub, as one commit.
+
+    Args:
+        folder (`Path`): with config.json and weights.
+        repository (`str`): owner/name; made if it does not exist.
+        private (`bool`): make a new one a private one.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        FileNotFoundError: no checkpoint there.
+        OSError: the Hub refuses, or cannot be reached; the training's files are kept.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder}: no checkpoint to push.")
+    interface = HfApi()
+    try:
+        interface.create_repo(repository, private=private, exist_ok=True)
+        commit = interface.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Upload COMBO")
+    except (HfHubHTTPError, OSError) as error:
+        raise OSError(f"push to {repository} failed ({error}); the checkpoint is kept in {folder}.") from error
+    return str(commit)

@@ -1,0 +1,114 @@
+"""Folders of a run that are either whole or absent, whatever kills the process.
+
+A state is written under another name, gets a list of its files and their sizes as its last file, and is then renamed;
+an older one is removed only after that. A checkpoint (`best`, `last`) takes its place by two renames; if the process
+ends between them, [`recover_folder`] puts the older one back.
+
+A state is read by pickle in part (optimizer and random generators, restricted to plain tensors and numbers): resume
+your own runs, not folders from strangers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+FILE_LIST = "files.json"
+STATE_NAME = re.compile(r"step-(\d{8})")
+
+
+def state_path(folder: Path, step: int) -> Path:
+    """Where the state of a step is kept."""
+    return folder / f"step-{step:08d}"
+
+
+def seal(folder: Path) -> None:
+    """Write the list of files that makes a folder a whole one."""
+    sizes = {
+        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+    write_json(folder / FILE_LIST, sizes)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every listed file is there with the size it was written with."""
+    try:
+        sizes = json.loads((folder / FILE_LIST).read_text(encoding="utf-8"))
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The whole state of the highest step, or `None`."""
+    if not folder.is_dir():
+        return None
+    names = sorted((path.name for path in folder.iterdir() if STATE_NAME.fullmatch(path.name)), reverse=True)
+    return next((folder / name for name in names if is_whole(folder / name)), None)
+
+
+def commit_state(temporary: Path, folder: Path, step: int) -> Path:
+    """Seal a written state, give it its name, and remove all others."""
+    seal(temporary)
+    target = state_path(folder, step)
+    shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
+    os.replace(temporary, target)
+    for other in folder.iterdir():
+        if other != target:
+            shutil.rmtree(other, ignore_errors=True)
+    return target
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """`write(folder)` into a temporary folder, which then takes the target's place."""
+    temporary, old = target.with_name(f".partial-{target.name}"), _old(target)
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(target: Path) -> None:
+    """Undo what a [`write_folder`] that was killed has left."""
+    if not target.exists() and _old(target).exists():
+        os.replace(_old(target), target)
+    for leftover in (_old(target), target.with_name(f".partial-{target.name}")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a file that is whole or absent."""
+    temporary = path.with_name(f".partial-{path.name}")
+    temporary.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Remove the records of a JSON lines file that were written after a step, and a line that was cut off."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and record.get("step", step + 1) <= step:
+            kept.append(f"{line}\n")
+    temporary = path.with_name(f".partial-{path.name}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".old-{target.name}")

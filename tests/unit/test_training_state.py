@@ -1,0 +1,117 @@
+"""What a killed process may leave behind is put right or not taken for good."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from combo_hf.training.state import (
+    FILE_LIST,
+    commit_state,
+    cut_log,
+    is_whole,
+    newest_state,
+    recover_folder,
+    seal,
+    state_path,
+    write_folder,
+)
+
+
+def state(folder: Path, step: int, text: str = "weights") -> Path:
+    path = state_path(folder, step)
+    path.mkdir(parents=True)
+    (path / "model.bin").write_text(text)
+    (path / "part").mkdir()
+    (path / "part" / "shard.bin").write_text("half of it")
+    seal(path)
+    return path
+
+
+def test_newest_whole_state_wins(tmp_path: Path):
+    assert newest_state(tmp_path / "absent") is None and newest_state(tmp_path) is None
+    state(tmp_path, 9)
+    state(tmp_path, 100)
+    (tmp_path / "notes").mkdir()
+    assert newest_state(tmp_path) == state_path(tmp_path, 100)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: (path / FILE_LIST).unlink(),
+        lambda path: (path / FILE_LIST).write_text('{"model.bin"'),
+        lambda path: (path / FILE_LIST).write_text("[]"),
+        lambda path: (path / "model.bin").write_text("wei"),
+        lambda path: (path / "part" / "shard.bin").unlink(),
+    ],
+)
+def test_damaged_state_is_passed_over(tmp_path: Path, damage):
+    older, newer = state(tmp_path, 2), state(tmp_path, 4)
+    assert is_whole(newer)
+    damage(newer)
+    assert not is_whole(newer) and newest_state(tmp_path) == older
+
+
+def test_a_new_state_takes_the_place_of_all_others(tmp_path: Path):
+    temporary = tmp_path / ".partial-state"
+    temporary.mkdir()
+    (temporary / "model.bin").write_text("new")
+    folder = tmp_path / "state"
+    state(folder, 2)
+    damaged = state(folder, 6)
+    (damaged / FILE_LIST).unlink()
+    commit_state(temporary, folder, 6)
+    assert [path.name for path in folder.iterdir()] == ["step-00000006"]
+    assert newest_state(folder) and (folder / "step-00000006" / "model.bin").read_text() == "new"
+    assert not temporary.exists()
+
+
+def fill(text: str):
+    return lambda folder: (folder / "file").write_text(text)
+
+
+def test_folders_are_replaced(tmp_path: Path):
+    target = tmp_path / "best"
+    for text in ("one", "two"):
+        write_folder(target, fill(text))
+        assert (target / "file").read_text() == text and [path.name for path in tmp_path.iterdir()] == ["best"]
+
+    def fail(folder: Path) -> None:
+        (folder / "file").write_text("three")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(target, fail)
+    assert (target / "file").read_text() == "two"
+    recover_folder(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ({".old-best": "old", ".partial-best": "new"}, "old"),  # killed between the two renames
+        ({".old-best": "old", "best": "new"}, "new"),  # killed before the older one was removed
+        ({"best": "new", ".partial-best": "half"}, "new"),
+        ({}, None),
+    ],
+)
+def test_what_a_kill_left(tmp_path: Path, left: dict, kept: str | None):
+    for name, text in left.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(text)
+    recover_folder(tmp_path / "best")
+    found = [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()]
+    assert found == ([] if kept is None else [("best", kept)])
+
+
+def test_log_is_cut(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    cut_log(path, 3)
+    assert not path.exists()
+    lines = [json.dumps({"step": step, "validation": {"M_J": 0.5}}) for step in (1, 3, 4)]
+    path.write_text("\n".join([*lines[:2], "[1]", '{"loss": 1}', lines[2], '{"step": 2, "validation": {"M_J": 0.5}']))
+    cut_log(path, 3)
+    assert path.read_text().splitlines() == lines[:2]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
