@@ -46,7 +46,7 @@ _PUBLIC = {
     "overlay": "visualization",
     "summarize": "visualization",
 }
-_SUBMODULES = ("conversion", "data", "metrics", "proposals", "training", "visualization")
+_SUBMODULES = ("conversion", "data", "metrics", "proposals", "publishing", "training", "visualization")
 
 __all__ = ["load_pipeline", "resolve_model", *_PUBLIC, *_SUBMODULES]
 

@@ -8,6 +8,8 @@ knows numpy arrays and nothing else.
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,15 +47,27 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, torch.T
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"{path}: no such file.")
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _read_safetensors(path)
-    content = _read_pickle(path) if path.suffix == ".pkl" else _read_torch(path)
+    content = _read_pickle(path) if path.suffix.lower() == ".pkl" else _read_torch(path)
     return _tensors(content, path.name)
 
 
 def _read_torch(path: Path) -> Any:
+    """Tensors, plain containers and, beside the model (a best score, say), numpy numbers and arrays."""
+    numpy_types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
+    numpy_data = [np._core.multiarray.scalar, np._core.multiarray._reconstruct, np.ndarray, np.dtype, *numpy_types]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        with torch.serialization.safe_globals(numpy_data), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols; what fails is told below
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:  # its text advises to load the file unsafely
+        if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path.name} holds a {found.group(1)}, which is no tensor, could run code and is not loaded. "
+                "If you trust the file, save its state dict alone with torch.save."
+            ) from error
+        raise ValueError(f"{path.name} is truncated or not a PyTorch weight file.") from error
     except Exception as error:  # RuntimeError, EOFError, KeyError, ...: what a damaged file provokes
         raise ValueError(f"{path.name} is truncated or not a PyTorch weight file ({_first_line(error)}).") from error
 
@@ -93,7 +107,7 @@ def _tensors(content: Any, name: str) -> dict[str, torch.Tensor]:
     tensors = {}
     for key, value in content.items():
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-            value = torch.from_numpy(np.ascontiguousarray(value))
+            value = torch.from_numpy(np.array(value, order="C"))  # ascontiguousarray would give a scalar an axis
         if not isinstance(key, str) or not torch.is_tensor(value):
             raise ValueError(f"{name} is not a state dict: {key!r} is a {type(value).__name__}, wanted a tensor.")
         tensors[key] = value

@@ -126,9 +126,9 @@ class ConversionReport:
     """What became of every name.
 
     Args:
-        preset: the preset converted to.
-        consumed: official name -> our names (several where one tensor was cut).
-        dropped: official name -> why it is not needed.
+        preset: what was converted: a preset, or a part of the network.
+        consumed: name in the file -> our names (several where one tensor was cut or fills two encoders).
+        dropped: name in the file -> why it is not needed.
         missing: our name -> why it is fine that the file does not have it.
     """
 
@@ -191,7 +191,7 @@ def convert_official_checkpoint(
             report.consumed[name] = list(parts)
             converted.update(parts)
     if unknown:
-        raise ValueError(f"{len(unknown)} entries are not of this release's {preset}: {_some(unknown)}.")
+        raise ValueError(f"{len(unknown)} entries are not of this release's {preset}: {some(unknown)}.")
     _fill(model, converted, report)
     return model.eval(), report
 
@@ -203,7 +203,7 @@ def check_preset(tensors: Mapping[str, torch.Tensor], preset: str) -> None:
     head = tensors.get("sem_seg_head.predictor.class_embed.bias")
     if not found or head is None or not any(name.startswith("pre_sam_backbone.") for name in tensors):
         raise ValueError(
-            f"this is not a COMBO checkpoint: its {len(tensors)} entries ({_some(tensors)}) lack a backbone, "
+            f"this is not a COMBO checkpoint: its {len(tensors)} entries ({some(tensors)}) lack a backbone, "
             "pre_sam_backbone or sem_seg_head.predictor.class_embed; give the official .pth."
         )
     backbone, _, subset = preset.rpartition("-")
@@ -248,19 +248,21 @@ def _fill(model: torch.nn.Module, converted: dict[str, torch.Tensor], report: Co
             report.missing[name] = COUNTER
     absent = [name for name in wanted if name not in converted]
     if absent:
-        raise ValueError(f"the checkpoint is incomplete, {len(absent)} entries are missing: {_some(absent)}.")
+        raise ValueError(f"the checkpoint is incomplete, {len(absent)} entries are missing: {some(absent)}.")
     surplus = [name for name in converted if name not in wanted]
     if surplus:
-        raise ValueError(f"the checkpoint is larger than {report.preset}: {_some(surplus)} have no place.")
+        raise ValueError(f"the checkpoint is larger than {report.preset}: {some(surplus)} have no place.")
     for name, tensor in wanted.items():
         if converted[name].shape != tensor.shape:
             raise ValueError(f"{name}: wanted shape {tuple(tensor.shape)}, got {tuple(converted[name].shape)}.")
+    for name, tensor in wanted.items():
         converted[name] = converted[name].to(tensor.dtype, copy=True).contiguous()
         if not bool(torch.isfinite(converted[name]).all()):
             raise ValueError(f"{name} holds values that are not finite; the checkpoint is damaged.")
     model.load_state_dict(converted, assign=True)
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first four of many names."""
     names = list(names)
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

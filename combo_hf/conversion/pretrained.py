@@ -1,4 +1,9 @@
-"""Starting points for training: VGGish from torchvggish's file, both visual encoders from ImageNet."""
+"""Starting points for training: VGGish from torchvggish's file, both visual encoders from ImageNet.
+
+The release starts both encoders from one file: detectron2's `R-50.pkl` (torchvision's weights) or a pickle made from
+`pvt_v2_b5.pth` of PVTv2's authors. The same weights come as transformers checkpoints, whose configuration is compared
+too: some values (which convolution of a bottleneck has the stride, heads) change the result and no shape.
+"""
 
 from __future__ import annotations
 
@@ -10,96 +15,130 @@ import torch
 from transformers import AutoConfig
 
 from .files import read_state_dict
-from .official import BACKBONE_RULES, cut, rename
+from .official import BACKBONE_RULES, COUNTER, ConversionReport, cut, rename, some
 
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
+# Values of a backbone's configuration that change what the weights mean and leave their shapes.
+MEANINGS = {
+    "resnet": ("layer_type", "hidden_act", "downsample_in_bottleneck", "downsample_in_first_stage"),
+    "pvt_v2": ("hidden_act", "num_attention_heads", "strides", "linear_attention"),
+}
+CLASSIFIER = "not a part of the backbone (its ImageNet classifier)"
+PCA = "not a part of the network (PCA of VGGish's post-processing)"
 
 
-def load_vggish(model: Any, source: str | Path | dict) -> list[str]:
+def load_vggish(model: Any, source: str | Path | dict) -> ConversionReport:
     """Fill the audio encoder from torchvggish's `vggish-10086976.pth` (names `features.N.*`, `embeddings.N.*`).
 
     Args:
         model: a COMBO model whose `audio_config` is VGGish's.
         source: the file, or its state dict.
 
-    Returns:
-        Names in the file that are not part of the network (the PCA of its post-processing).
-
     Raises:
         ValueError: not a weight file, or not VGGish of the model's size; the model is then unchanged.
     """
-    encoder = _network(model).audio_encoder
     tensors = read_state_dict(source)
     used = {name: value for name, value in tensors.items() if re.match(r"(features|embeddings)\.\d+\.", name)}
-    _load(encoder, used, "VGGish")
-    return [name for name in tensors if name not in used]
+    report = ConversionReport("VGGish", dropped={name: PCA for name in tensors if name not in used})
+    _load({"audio_encoder": _network(model).audio_encoder}, used, {name: [name] for name in used}, report, "VGGish")
+    return report
 
 
-def load_pretrained_backbones(model: Any, source: str | Path | dict) -> list[str]:
+def load_pretrained_backbones(model: Any, source: str | Path | dict) -> ConversionReport:
     """Fill the visual and the Maskige encoder with the same ImageNet weights.
 
     Args:
         model: a COMBO model.
         source: a Hub id or folder of a transformers checkpoint, or a weight file of the release:
-            detectron2's `R-50.pkl`, or `pvt_v2_b5.pth` of PVTv2's authors; or such a state dict.
-
-    Returns:
-        Names in a weight file that are not part of a backbone (its ImageNet classifier).
+            detectron2's `R-50.pkl`, or `pvt_v2_b5.pth` of PVTv2's authors (also as pickle); or such a state dict.
 
     Raises:
         ValueError: another architecture or size, or not a weight file; the model is then unchanged.
         OSError: no such folder or Hub id.
     """
     encoder = _network(model).encoder
-    if isinstance(source, dict) or Path(source).suffix in WEIGHT_FILES:
-        converted, unused = _rename_backbone(read_state_dict(source))
+    report = ConversionReport("ImageNet start")
+    if isinstance(source, dict) or Path(source).suffix.lower() in WEIGHT_FILES:
+        converted, origin = _rename_backbone(read_state_dict(source), report)
     else:
-        converted, unused = _read_transformers(encoder.backbone, source), []
-    backbones = [encoder.backbone] + ([encoder.maskige_backbone] if encoder.maskige_backbone is not None else [])
-    for backbone in backbones:
-        _load(backbone, converted, str(source) if not isinstance(source, dict) else "the given state dict")
-    return unused
+        converted = _read_transformers(encoder.backbone, source)
+        origin = {name: [name] for name in converted}
+    backbones = {"encoder.backbone": encoder.backbone}
+    if encoder.maskige_backbone is not None:
+        backbones["encoder.maskige_backbone"] = encoder.maskige_backbone
+    _load(backbones, converted, origin, report, "the state dict" if isinstance(source, dict) else str(source))
+    return report
 
 
 def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Tensor]:
     """Weights of a transformers checkpoint of the same kind (usually an image classifier), under our names."""
-    found, wanted = AutoConfig.from_pretrained(source).model_type, backbone.config.model_type
-    if found != wanted:
-        raise ValueError(f"{source} is a {found}; this model has a {wanted}.")
+    found, wanted = AutoConfig.from_pretrained(source), backbone.config
+    if found.model_type != wanted.model_type:
+        raise ValueError(f"{source} is a {found.model_type}; this model has a {wanted.model_type}.")
+    for name in MEANINGS.get(wanted.model_type, ()):
+        theirs, ours = (
+            list(value) if isinstance(value, tuple) else value
+            for value in (getattr(found, name), getattr(wanted, name))
+        )
+        if theirs != ours:
+            raise ValueError(
+                f"{source} has {name} {theirs}, this model {ours}: the weights would mean something else."
+            )
     # not AutoBackbone.from_pretrained: it takes a folder for the name of a repository
     pretrained, loading = type(backbone).from_pretrained(
-        source, out_features=list(backbone.config.out_features), output_loading_info=True
+        source, out_features=list(wanted.out_features), dtype=torch.float32, output_loading_info=True
     )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise ValueError(f"{source} lacks {len(missing)} entries of a {wanted} backbone: {missing[:3]}.")
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        wrong = sorted(str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"]))
+        raise ValueError(f"{source} lacks {len(wrong)} entries of this {wanted.model_type}: {some(wrong)}.")
     return pretrained.state_dict()
 
 
-def _rename_backbone(tensors: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+def _rename_backbone(
+    tensors: dict[str, torch.Tensor], report: ConversionReport
+) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
+    """Tensors under the names of our backbone, and which of them each name in the file gave."""
     converted: dict[str, torch.Tensor] = {}
-    unused = []
+    origin: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
         target = rename(name, BACKBONE_RULES)
-        if target is None:
-            unused.append(name)
+        if target is None or name.endswith("num_batches_tracked"):
+            report.dropped[name] = CLASSIFIER if target is None else COUNTER
         else:
-            converted.update(cut(target, tensor))
-    return converted, unused
+            parts = cut(target, tensor)
+            origin[name] = list(parts)
+            converted.update(parts)
+    return converted, origin
 
 
-def _load(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Copy tensors into a module; all names and shapes must fit (counters of batch norms may be absent)."""
-    own = module.state_dict()
-    absent = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
-    if absent or not tensors:
-        raise ValueError(f"{source} does not fit: {len(absent)} of {len(own)} entries are missing: {absent[:3]}.")
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            wanted = tuple(own[name].shape) if name in own else "no such entry"
-            raise ValueError(f"{source} does not fit: {name} has shape {tuple(tensor.shape)}, wanted {wanted}.")
-    module.load_state_dict(tensors, strict=False)
+def _load(
+    modules: dict[str, torch.nn.Module],
+    tensors: dict[str, torch.Tensor],
+    origin: dict[str, list[str]],
+    report: ConversionReport,
+    source: str,
+) -> None:
+    """Copy the same tensors into each module, after all names and shapes were found to fit; completes the report."""
+    for module in modules.values():
+        own = module.state_dict()
+        absent = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+        if absent or not tensors:
+            raise ValueError(
+                f"{source} does not fit: {len(absent)} of {len(own)} entries are missing: {some(absent)}."
+            )
+        for name, tensor in tensors.items():
+            if name not in own or own[name].shape != tensor.shape:
+                wanted = tuple(own[name].shape) if name in own else "no such entry"
+                raise ValueError(f"{source} does not fit: {name} has shape {tuple(tensor.shape)}, wanted {wanted}.")
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{source} is damaged: {name} holds values that are not finite.")
+    for prefix, module in modules.items():
+        missing = [name for name in module.state_dict() if name not in tensors]
+        report.missing.update({f"model.{prefix}.{name}": COUNTER for name in missing})
+        module.load_state_dict(tensors, strict=False)
+        for name, parts in origin.items():
+            report.consumed.setdefault(name, []).extend(f"model.{prefix}.{part}" for part in parts)
 
 
 def _network(model: Any) -> Any:

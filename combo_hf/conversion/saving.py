@@ -10,33 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..publishing.card import build_card, find_origin
 from .official import ConversionReport
-
-
-CARD = """---
-library_name: transformers
-license: other
-license_name: official-release-and-avsbench
-tags: [audio-visual-segmentation, combo, converted]
----
-# COMBO {preset}, converted from the official release
-
-The weights of an official checkpoint (https://github.com/yannqi/COMBO-AVS) under the names of `combo_hf`.
-Bound to the terms of the release and, because they were trained on AVSBench (CC BY-NC 4.0), to non-commercial use.
-
-| entries | number |
-|---|---|
-| taken over | {consumed} |
-| dropped | {dropped} |
-| not in the file | {missing} |
-
-Each one, with its reason, is in `conversion_report.json`.
-
-## Differences from the official code
-`audio_query_layout` is "official": a query hears the frame that it hears in the release with a batch of one clip.
-The release mixes clips of a batch, this model does not. `consistency_window` is 5, as released.
-Bilateral fusion: {fusion}.
-"""
 
 
 def save_converted(model: Any, report: ConversionReport, output_dir: str | Path, processor: Any = None) -> Path:
@@ -64,13 +39,11 @@ def save_converted(model: Any, report: ConversionReport, output_dir: str | Path,
     try:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
-        numbers = {name: len(getattr(report, name)) for name in ("consumed", "dropped", "missing")}
-        fusion = "on" if model.config.fusion else "off"
-        card = CARD.format(preset=report.preset, fusion=fusion, **numbers)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
         (temporary / "conversion_report.json").write_text(
             json.dumps(dataclasses.asdict(report), indent=1), encoding="utf-8"
         )
+        card = build_card(model.config, target.name, find_origin(temporary))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp gives 0o700, which others on the machine could not read
         os.replace(temporary, target)
     except BaseException:

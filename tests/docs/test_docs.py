@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,7 @@ def test_ci_runs_the_block_of_the_readme(name):
     assert re.search(rf"for name in .*\b{name}\b", script)
 
 
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize(
     "row, key",
     [
@@ -56,8 +59,49 @@ def test_ci_runs_the_block_of_the_readme(name):
         ("the same network trained and tested without sound", "trained and tested without sound"),
     ],
 )
-def test_scores_in_the_readme_are_the_measured_ones(row, key):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_scores_shown_are_the_measured_ones(page, row, key):
+    text = (ROOT / page).read_text(encoding="utf-8")
     facts = json.loads((ROOT / "combo_hf" / "assets" / "demo" / "demo.json").read_text(encoding="utf-8"))[key]
-    shown = [float(cell) for cell in re.search(rf"^\| {re.escape(row)} \| (.+) \| (.+) \|$", readme, re.M).groups()]
+    shown = [float(cell) for cell in re.search(rf"^\| {re.escape(row)} \| (.+) \| (.+) \|$", text, re.M).groups()]
     assert shown == pytest.approx([facts["M_J"], facts["M_F"]], abs=0.051)
+
+
+@pytest.mark.slow
+def test_the_block_for_those_without_the_package_runs_without_it(tmp_path):
+    import combo_hf
+
+    (block,) = blocks("MODEL_CARD.md", "py")
+    combo_hf.load_pipeline(device="cpu").save_pretrained(tmp_path / "checkpoint")
+    code = f"import sys; sys.modules['combo_hf'] = None\n{block}\nprint(type(pipe).__module__)"
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("transformers_modules."), done.stderr
+
+
+def test_the_card_s_facts():
+    """Metadata that the Hub understands, and what it says of the network and its making."""
+    from huggingface_hub import ModelCard
+
+    import combo_hf
+
+    card = ModelCard.load(ROOT / "MODEL_CARD.md")
+    assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
+    # `pipeline(model=...)` would take a task named here for one of transformers' own.
+    assert card.data.pipeline_tag is None
+    model = combo_hf.ComboForAudioVisualSegmentation.from_pretrained(combo_hf.BUNDLED_MODEL)
+    assert f"{model.num_parameters() / 1e6:.1f} million parameters" in card.text
+    for label in list(model.config.id2label.values())[1:]:
+        assert label in card.text
+    facts = json.loads((combo_hf.BUNDLED_MODEL / "demo.json").read_text(encoding="utf-8"))
+    for value in (facts["training clips"], facts["cost with sound"]["steps"], facts["cost with sound"]["minutes"]):
+        assert str(value) in card.text
+
+
+def test_a_published_card_has_the_sections_of_this_one():
+    from combo_hf import BUNDLED_MODEL, ComboConfig
+    from combo_hf.publishing import build_card, find_origin
+
+    made = build_card(ComboConfig.from_pretrained(BUNDLED_MODEL), "me/demo", find_origin(BUNDLED_MODEL))
+    sections, here = (
+        re.findall(r"^## (.*)$", text, re.M) for text in (made, (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8"))
+    )
+    assert set(sections) - {"Scores"} <= set(here) and "Protocol and scores" in here

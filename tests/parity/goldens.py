@@ -1,19 +1,26 @@
-"""Readers of the recorded numbers: inputs, official weights from the filler, models converted from them."""
+"""Readers of the recorded numbers: inputs, official weights from the filler, models converted from them.
+
+Three places are looked at: the folder named by the environment variable COMBO_GOLDENS (any seed: COMBO_GOLDENS_SEED,
+default 0), `shared/goldens` beside the clone, and the small part of it in tests/fixtures/goldens that every clone has.
+"""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
+import gzip
 import json
+import os
 from pathlib import Path
-from types import ModuleType
 
+import filler
 import numpy as np
+import pytest
 import torch
 
 from combo_hf.conversion.official import convert_official_checkpoint
 
 
+BUNDLED = Path(__file__).resolve().parents[1] / "fixtures" / "goldens"
 PRESETS = {
     "s4_r50": "r50-s4",
     "ms3_r50": "r50-ms3",
@@ -27,32 +34,64 @@ MEAN = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
 STD = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
 
 
-def manifest(shared: Path, config: str) -> dict:
-    return json.loads((shared / f"goldens/manifests/manifest_{config}.json").read_text())
+class Goldens:
+    """One folder of recorded numbers, all of one seed."""
+
+    def __init__(self, folder: Path, seed: int = 0) -> None:
+        self.folder, self.seed = folder, seed
+
+    @classmethod
+    def find(cls, shared: Path) -> Goldens:
+        """The folder to use; `shared` need not exist."""
+        if chosen := os.environ.get("COMBO_GOLDENS"):
+            if not Path(chosen, "manifests").is_dir():  # or everything would be skipped
+                raise FileNotFoundError(f"COMBO_GOLDENS is {chosen}, which has no folder 'manifests'")
+            return cls(Path(chosen), int(os.environ.get("COMBO_GOLDENS_SEED", "0")))
+        return cls(shared / "goldens" if (shared / "goldens").is_dir() else BUNDLED)
+
+    def path(self, name: str) -> Path:
+        """A file of the folder, itself or compressed; the test is skipped where it is not there."""
+        for path in (self.folder / name, self.folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+        pytest.skip(f"needs {name} of the project's goldens (shared/goldens beside the clone), which is not here")
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file() or (self.folder / f"{name}.gz").is_file()
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        with np.load(self.path(name), allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays}
+
+    def values(self, name: str) -> dict:
+        content = self.path(name).read_bytes()
+        return json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+
+    def manifest(self, config: str) -> dict:
+        return self.values(f"manifests/manifest_{config}.json")
+
+    def weights(self, config: str, seed: int | None = None) -> dict[str, np.ndarray]:
+        """Synthetic state dict with the official names."""
+        return filler.fill_state_dict(self.manifest(config), self.seed if seed is None else seed)
+
+    def model(self, config: str):
+        """Converted model with the synthetic weights. One is kept: a PVT model is 1.1 GB."""
+        return _model(self.folder, self.seed, config)
+
+    def loss_arrays(self, case: str) -> dict[str, np.ndarray]:
+        """Inputs, labels and gradients of a loss case; bundled ones take their inputs from the forward golden."""
+        arrays = self.arrays(f"combo/loss_{case}.npz")
+        if "clip0/images" not in arrays:
+            inputs = self.arrays(f"combo/forward_{case}.npz")
+            for name in ("images", "maskiges", "log_mel"):
+                for clip, values in enumerate(inputs[f"in/{name}"]):
+                    arrays[f"clip{clip}/{name}"] = values
+        return arrays
 
 
-def load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays}
-
-
-@functools.cache
-def filler(shared: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fill_weights", shared / "goldens/fill_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def official_weights(shared: Path, config: str, seed: int = 0) -> dict[str, np.ndarray]:
-    """Synthetic state dict with the official names."""
-    return filler(shared).fill_state_dict(manifest(shared, config), seed)
-
-
-@functools.lru_cache(maxsize=1)  # one at a time: a PVT model is 1.1 GB
-def official_model(shared: Path, config: str):
-    """Converted model with the synthetic weights of seed 0."""
-    return convert_official_checkpoint(official_weights(shared, config), PRESETS[config])[0]
+@functools.lru_cache(maxsize=1)
+def _model(folder: Path, seed: int, config: str):
+    return convert_official_checkpoint(Goldens(folder, seed).weights(config), PRESETS[config])[0]
 
 
 def normalise(pixels: np.ndarray) -> torch.Tensor:

@@ -1,24 +1,38 @@
 """Conversion of official checkpoints: every name accounted for, sizes as recorded, errors, nothing half-written."""
 
 import collections
+import json
 import pickle
+import re
+import tempfile
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from goldens import PRESETS, manifest, official_weights
-from transformers import AutoConfig, AutoModelForImageClassification
+from goldens import PRESETS, Goldens
 
-from combo_hf.configuration_combo import ComboConfig
+from combo_hf import ComboProcessor, cli
+from combo_hf.configuration_combo import ComboConfig, preset_names
 from combo_hf.conversion.files import read_state_dict
-from combo_hf.conversion.official import DROPPED, RULES, ConversionReport, convert_official_checkpoint, cut, rename
-from combo_hf.conversion.pretrained import load_pretrained_backbones, load_vggish
+from combo_hf.conversion.official import (
+    DROPPED,
+    NO_FUSION,
+    RULES,
+    ConversionReport,
+    convert_official_checkpoint,
+    cut,
+    rename,
+)
 from combo_hf.conversion.saving import save_converted
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
+OFFICIAL = [name for name in preset_names() if name != "tiny"]
+# as trained: the released AVSS/R50 test configuration ("avss_r50") leaves the fusion out
+CONFIGS = {preset: config for config, preset in PRESETS.items() if config != "avss_r50"}
 PARTS = {  # part of the manifests -> prefix of ours
     "backbone": "encoder.backbone.",
     "pre_sam_backbone": "encoder.maskige_backbone.",
@@ -73,10 +87,10 @@ def test_cut_along_the_first_axis():
 
 
 @pytest.mark.parametrize("config", PRESETS)
-def test_every_name_has_one_place_of_its_shape(shared: Path, config: str):
+def test_every_name_has_one_place_of_its_shape(goldens: Goldens, config: str):
     wanted = {name: tuple(tensor.shape) for name, tensor in meta_model(config).state_dict().items()}
     places = collections.Counter()
-    for name, shape, _ in manifest(shared, config)["entries"]:
+    for name, shape, _ in goldens.manifest(config)["entries"]:
         if rename(name, DROPPED) is None:
             for place, part in cut(rename(name, RULES), torch.empty(shape, device="meta")).items():
                 assert tuple(part.shape) == wanted[place], (name, place)
@@ -85,11 +99,8 @@ def test_every_name_has_one_place_of_its_shape(shared: Path, config: str):
     assert {name for name in wanted if not name.endswith("num_batches_tracked")} == set(places)
 
 
-@pytest.mark.parametrize("config", PRESETS)
-def test_parameters_of_every_part(shared: Path, config: str):
-    """The release counts the affine of frozen batch norms among the buffers."""
-    recorded = manifest(shared, config)
-    model = meta_model(config).model
+def part_sizes(model: torch.nn.Module) -> dict[str, int]:
+    """Parameters of every part; the release counts the affine of frozen batch norms among the buffers."""
     frozen = {
         f"{name}.{kind}"
         for name, module in model.named_modules()
@@ -97,10 +108,17 @@ def test_parameters_of_every_part(shared: Path, config: str):
         for kind in ("weight", "bias")
     }
     parameters = {name: value for name, value in model.named_parameters() if name not in frozen}
-    sizes = {
+    return {
         part: sum(value.numel() for name, value in parameters.items() if name.startswith(prefix))
         for part, prefix in PARTS.items()
     }
+
+
+@pytest.mark.parametrize("config", PRESETS)
+def test_parameters_of_every_part(goldens: Goldens, config: str):
+    recorded = goldens.manifest(config)
+    model = meta_model(config).model
+    sizes = part_sizes(model)
     per_part = {name: counts["params"] for name, counts in recorded["per_module"].items() if name in PARTS}
     assert sizes == {**per_part, **recorded["sem_seg_head"]}
     assert sum(sizes.values()) == recorded["total_params"]
@@ -108,23 +126,140 @@ def test_parameters_of_every_part(shared: Path, config: str):
     assert sum(trainable) == recorded["trainable_params"]
 
 
+def test_table_of_sizes_in_the_model_card():
+    """Its rows are the six models (S4 and MS3 in one), in the order of PARTS after the total."""
+    card = (Path(__file__).resolve().parents[2] / "MODEL_CARD.md").read_text(encoding="utf-8")
+    rows = {}
+    for line in card.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if re.match(r"`(r50|pvtv2-b5)-(s4|ms3|avss)`", cells[0]):
+            rows.update(
+                {name: [int(cell.replace(",", "")) for cell in cells[1:]] for name in cells[0].split("`")[1::2]}
+            )
+    if not rows:
+        pytest.skip("MODEL_CARD.md has no table of sizes")
+    for preset in OFFICIAL:
+        with torch.device("meta"):
+            sizes = part_sizes(ComboForAudioVisualSegmentation(ComboConfig.from_preset(preset)).model)
+        assert rows[preset] == [sum(sizes.values()), *sizes.values()], preset
+
+
+def official_file(goldens: Goldens, config: str, path: Path) -> dict[str, torch.Tensor]:
+    """A detectron2 checkpoint of this configuration, full size, with cheap random values."""
+    generator = torch.Generator().manual_seed(1)
+    tensors = {
+        name: torch.rand(shape, generator=generator) if dtype == "float32" else torch.zeros(shape, dtype=torch.long)
+        for name, shape, dtype in goldens.manifest(config)["entries"]
+    }
+    torch.save({"model": tensors, "iteration": 89999}, path)
+    return tensors
+
+
+@pytest.fixture
+def large_folder() -> Iterator[Path]:
+    """A folder that goes at once: pytest keeps those of three runs, and these hold gigabytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("config", PRESETS)
-def test_round_trip(shared: Path, tmp_path: Path, config: str):
-    """An official file -> model -> folder -> model; no tensor changes on the way."""
-    weights = {name: torch.from_numpy(array) for name, array in official_weights(shared, config, seed=7).items()}
-    torch.save({"model": weights, "iteration": 1}, tmp_path / "model_best.pth")
-    model, report = convert_official_checkpoint(tmp_path / "model_best.pth", PRESETS[config])
-    assert set(report.consumed) | set(report.dropped) == set(weights)
-    assert set(report.dropped) == {"criterion.empty_weight"}
+@pytest.mark.parametrize("preset", OFFICIAL)
+def test_round_trip(goldens: Goldens, large_folder: Path, capsys: pytest.CaptureFixture, preset: str):
+    """Official file -> `combo-hf convert` -> folder -> model: no tensor changes on the way."""
+    weights = official_file(goldens, CONFIGS[preset], large_folder / "model_best.pth")
+    folder = large_folder / "converted"
+    assert (
+        cli.main(["convert", f"{large_folder / 'model_best.pth'}", "--preset", preset, "--output", f"{folder}"]) == 0
+    )
+    assert f"{preset}: {len(weights) - 1} entries consumed, 1 dropped" in capsys.readouterr().out
+    assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {  # the code is beside them
+        "README.md",
+        "config.json",
+        "conversion_report.json",
+        "model.safetensors",
+        "processor_config.json",
+    }
+    report = json.loads((folder / "conversion_report.json").read_text())
+    assert set(report["consumed"]) | set(report["dropped"]) == set(weights)
+    assert set(report["dropped"]) == {"criterion.empty_weight"}
+    model = ComboForAudioVisualSegmentation.from_pretrained(folder)
     assert (model.config.audio_query_layout, model.config.consistency_window) == ("official", 5)
-    assert model.config.fusion is (config != "avss_r50")
-    folder = save_converted(model, report, tmp_path / "converted")
-    again = ComboForAudioVisualSegmentation.from_pretrained(folder).state_dict()
-    for name, targets in report.consumed.items():
+    again = model.state_dict()
+    for name, targets in report["consumed"].items():
         assert torch.equal(torch.cat([again[target].reshape(-1) for target in targets]), weights[name].reshape(-1))
-    assert {"README.md", "conversion_report.json", "model.safetensors", "processor_config.json"} <= {
-        path.name for path in folder.iterdir()}  # fmt: skip
+    assert set(again) == {target for targets in report["consumed"].values() for target in targets} | set(
+        report["missing"]
+    )
+    processor = ComboProcessor.from_pretrained(folder)
+    assert processor.num_frames == model.config.num_frames == (10 if preset.endswith("avss") else 5)
+    assert preset in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize(("config", "fusion"), [("s4_r50", True), ("avss_pvt", False)])
+def test_the_saved_folder_computes_the_same(goldens: Goldens, large_folder: Path, config: str, fusion: bool):
+    """Weights of the goldens, so that this is the model of test_forward.py; once without the fusion."""
+    model, report = convert_official_checkpoint(goldens.weights(config), PRESETS[config], fusion)
+    assert (NO_FUSION in report.dropped.values()) is not fusion
+    again = ComboForAudioVisualSegmentation.from_pretrained(save_converted(model, report, large_folder / "folder"))
+    assert not again.training and again.config.fusion is fusion
+    generator = torch.Generator().manual_seed(0)
+    frames, maskiges = (torch.randn(3, 3, 64, 96, generator=generator) for _ in range(2))
+    sound = torch.randn(3, 1, 96, 64, generator=generator)
+    wanted, got = (network(frames, maskiges, sound, [1, 2]) for network in (model, again))
+    assert torch.equal(wanted.class_queries_logits, got.class_queries_logits)
+    assert torch.equal(wanted.masks_queries_logits, got.masks_queries_logits)
+    assert bool(wanted.masks_queries_logits.isfinite().all()) and float(wanted.masks_queries_logits.std()) > 0.1
+
+
+def hollow_file(goldens: Goldens, config: str, path: Path, change: Callable[[dict], object]) -> None:
+    """An official file whose tensors are one zero each, repeated by strides: real names and shapes in kilobytes."""
+    tensors = {name: torch.zeros(()).expand(shape) for name, shape, _ in goldens.manifest(config)["entries"]}
+    content = {"model": tensors}
+    change(tensors)
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "message"),
+    [
+        ("r50-s4", lambda t: t.pop("backbone.res4.2.conv1.weight"),
+         "incomplete, 1 entries are missing: model.encoder.backbone.encoder.stages.2.layers.2.layer.0.convolution"),
+        ("pvtv2-b5-avss", lambda t: t.pop("sem_seg_head.predictor.query_feat.weight"),
+         "missing: model.decoder.query_features.weight"),
+        ("r50-s4", lambda t: t.update({"backbone.res2.9.conv1.weight": torch.zeros(1)}),
+         "is larger than r50-s4: model.encoder.backbone.encoder.stages.0.layers.9"),
+        ("r50-ms3", lambda t: t.update({"teacher.weight": torch.zeros(1)}),
+         "1 entries are not of this release's r50-ms3: teacher.weight"),
+        ("r50-avss", lambda t: t.update({"sem_seg_head.predictor.query_feat.weight": torch.zeros(200, 256)}),
+         "model.decoder.query_features.weight: wanted shape (100, 256), got (200, 256)"),
+        ("r50-s4", lambda t: t.update({"backbone.stem.conv1.weight": torch.full((64, 3, 7, 7), torch.nan)}),
+         "holds values that are not finite"),
+        ("pvtv2-b5-s4", lambda t: None, "the checkpoint has r50 and 2. It fits: r50-s4, r50-ms3"),
+        ("r50-avss", lambda t: None, "the checkpoint has r50 and 2. It fits: r50-s4, r50-ms3"),
+        ("r50-s4", lambda t: t.clear(), "holds no state dict"),
+        ("r50-s4", lambda t: [t.pop(name) for name in list(t) if "predictor" in name], "not a COMBO checkpoint"),
+        ("s4-r50", lambda t: None, "known: r50-s4"),
+    ],
+)  # fmt: skip
+def test_the_command_refuses_in_one_line(
+    goldens: Goldens, tmp_path: Path, capsys: pytest.CaptureFixture, preset: str, change: Callable, message: str
+):
+    wrong_file = preset in ("pvtv2-b5-s4", "s4-r50") or (preset == "r50-avss" and "It fits" in message)
+    hollow_file(goldens, "s4_r50" if wrong_file else CONFIGS[preset], tmp_path / "file.pth", change)
+    assert refused(tmp_path / "file.pth", preset, tmp_path / "out", capsys).find(message) > 0
+
+
+def refused(path: Path, preset: str, output: Path, capsys: pytest.CaptureFixture) -> str:
+    """Runs the command, which must fail with one line and write nothing; returns the line."""
+    before = sorted(entry.name for entry in output.parent.iterdir())
+    assert cli.main(["convert", str(path), "--preset", preset, "--output", str(output)]) == 2
+    assert sorted(entry.name for entry in output.parent.iterdir()) == before
+    printed = capsys.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 1, printed
+    assert path.name in printed.err
+    return printed.err
 
 
 def minimal(backbone: str = "backbone.stem.conv1.weight", classes: int = 2) -> dict[str, torch.Tensor]:
@@ -194,12 +329,23 @@ def write_other_archive(path: Path) -> None:
     [write_truncated, write_attack, write_other_archive, lambda path: path.write_bytes(b""), lambda path: None],
     ids=["truncated", "code", "archive", "empty", "absent"],
 )
-def test_refused_files(tmp_path: Path, name: str, write):
+def test_refused_files(tmp_path: Path, capsys: pytest.CaptureFixture, name: str, write):
     path = tmp_path / name
     write(path)
-    with pytest.raises(ValueError, match="truncated or not a|no such file"):
-        convert_official_checkpoint(path, "r50-s4")
-    assert [entry.name for entry in tmp_path.iterdir()] in ([name], [])
+    line = refused(path, "r50-s4", tmp_path / "out", capsys)
+    assert any(text in line for text in ("truncated or not a", "no such file", "is not loaded"))
+    assert "weights_only" not in line
+
+
+def test_what_training_leaves_beside_the_weights(tmp_path: Path):
+    """Counters and numpy numbers are data; anything that could run code is refused by name, never advised to load."""
+    content = {"model": {"a": torch.ones(2)}, "iteration": 3, "best": np.float64(0.8), "scores": np.arange(3)}
+    torch.save(content, tmp_path / "a.pth")
+    assert read_state_dict(tmp_path / "a.pth")["a"].tolist() == [1, 1]
+    torch.save({**content, "trainer": Attack(tmp_path / "ran")}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="b.pth holds a .*, which is no tensor, could run code and is not loaded"):
+        read_state_dict(tmp_path / "b.pth")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_source_of_another_kind():
@@ -236,54 +382,3 @@ def test_nothing_is_left_where_saving_fails(tmp_path: Path):
     with pytest.raises(OSError, match="disk full"):
         save_converted(tiny(), ConversionReport("r50-s4"), tmp_path / "out", Broken())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_vggish(tmp_path: Path):
-    model, other = tiny(), tiny()
-    torch.nn.init.ones_(other.model.audio_encoder.embeddings[0].weight)
-    weights = {**other.model.audio_encoder.state_dict(), "pproc.pca_means": torch.zeros(3)}
-    torch.save(weights, tmp_path / "vggish.pth")
-    assert load_vggish(model, tmp_path / "vggish.pth") == ["pproc.pca_means"]
-    assert bool((model.model.audio_encoder.embeddings[0].weight == 1).all())
-    with pytest.raises(ValueError, match="VGGish does not fit: embeddings.0.weight has shape"):
-        load_vggish(model, {**weights, "embeddings.0.weight": torch.zeros(1, 1)})
-    with pytest.raises(ValueError, match="VGGish does not fit: .* entries are missing"):
-        load_vggish(model, {"other": torch.zeros(1)})
-
-
-RESNET = {"model_type": "resnet", "embedding_size": 24, "hidden_sizes": [24, 48, 96, 128], "depths": [1, 1, 1, 1],
-          "layer_type": "basic"}  # fmt: skip
-PVT = {
-    "model_type": "pvt_v2",
-    "hidden_sizes": [8, 16, 24, 32],
-    "depths": [1, 1, 1, 1],
-    "num_attention_heads": [1, 2, 4, 8],
-}
-
-
-@pytest.mark.parametrize(
-    ("backbone", "shared_encoders"), [(RESNET, False), (RESNET, True), (PVT, False)], ids=["resnet", "shared", "pvt"]
-)
-def test_imagenet_start_from_a_classifier(tmp_path: Path, backbone: dict, shared_encoders: bool):
-    values = {key: value for key, value in backbone.items() if key != "model_type"}
-    classifier = AutoModelForImageClassification.from_config(AutoConfig.for_model(backbone["model_type"], **values))
-    classifier.save_pretrained(tmp_path)
-    model = tiny(backbone_config=backbone, share_encoders=shared_encoders)
-    assert load_pretrained_backbones(model, str(tmp_path)) == []
-    wanted = {name.split(".", 1)[1]: value for name, value in classifier.state_dict().items()}
-    encoder = model.model.encoder
-    for loaded in (encoder.backbone, encoder.maskige_backbone):
-        if loaded is not None:
-            assert all(torch.equal(value, wanted[name]) for name, value in loaded.state_dict().items())
-    assert (encoder.maskige_backbone is None) is shared_encoders
-
-
-def test_imagenet_start_of_another_architecture(tmp_path: Path):
-    AutoConfig.for_model("pvt_v2").save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="is a pvt_v2; this model has a resnet"):
-        load_pretrained_backbones(tiny(), tmp_path)
-
-
-def test_imagenet_start_of_another_size():
-    with pytest.raises(ValueError, match="does not fit"):
-        load_pretrained_backbones(tiny(), {"stem.conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(1)})

@@ -1,43 +1,38 @@
 """Losses and gradients against the official code, with its sample points put in."""
 
-import json
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from goldens import load, loss_inputs, official_model
+from goldens import Goldens, loss_inputs
 from tolerances import allowed
 
 from combo_hf.conversion.official import RULES, cut, rename
 from combo_hf.loss_combo import ComboLoss, consistency_loss, sample_points
 
 
-SLOW = pytest.mark.slow
-# (case, configuration of the weights, layout of the golden); gradients are recorded for the official layout
-CASES = [
-    ("s4_r50_b1", "s4_r50", "official"),
-    *(
-        pytest.param(*case, marks=SLOW)
-        for case in [
-            ("s4_r50_b1", "s4_r50", "fixed"),
-            ("s4_r50_b2", "s4_r50", "fixed"),
-            ("ms3_r50_b2", "ms3_r50", "fixed"),
-            ("avss_r50_v1s", "avss_r50_mhab", "official"),
-            ("avss_r50_v1s", "avss_r50_mhab", "fixed"),
-            ("avss_r50_v2", "avss_r50_mhab", "official"),
-            ("avss_r50_v2", "avss_r50_mhab", "fixed"),
-            ("avss_r50_mix", "avss_r50_mhab", "fixed"),
-            ("s4_pvt_b1", "s4_pvt", "official"),
-            ("avss_pvt_v1m", "avss_pvt", "official"),
-        ]
-    ),
-]
+# configuration of the weights -> (case, layout of the golden); gradients are recorded for the official layout
+CASES = {
+    "s4_r50": [("s4_r50_b1", "official"), ("s4_r50_b1", "fixed"), ("s4_r50_b2", "fixed")],
+    "ms3_r50": [("ms3_r50_b2", "fixed")],
+    "avss_r50_mhab": [
+        ("avss_r50_v1s", "official"),
+        ("avss_r50_v1s", "fixed"),
+        ("avss_r50_v2", "official"),
+        ("avss_r50_v2", "fixed"),
+        ("avss_r50_mix", "fixed"),
+    ],
+    "s4_pvt": [("s4_pvt_b1", "official")],
+    "avss_pvt": [("avss_pvt_v1m", "official")],
+}
 # analytically zero (a softmax over pixels does not see a shift): the golden holds 5e-8 of noise
 ZERO_GRADIENT = "sem_seg_head.fusion_module.b_attn.attn_list.0.v_proj.bias"
-TIE = 3e-5  # two candidates whose |logit| differ by less may change places at the end of the 9408 that are kept
-MOST_TIES = 6
+# Two candidates whose |logit| differ by less (of the largest) may change places at the end of the 9408 that are kept:
+# twice the rounding of a mask logit, as in attention_ties.py. About every third mask has such a pair, and
+# one in fifty falls on the other side.
+TIE = 4e-6
+MOST_TIES = 0.03  # of the masks
 NAMES = (("loss_class", "loss_ce"), ("loss_consistency", "loss_cosine"))
 
 
@@ -51,8 +46,8 @@ class StoredPoints:
     """Puts the recorded points into a `ComboLoss`, and can let the last kept candidate of a mask change places with
     the first one left out. Both have the same |logit| up to rounding; one such point moves a term by up to 1e-4."""
 
-    def __init__(self, criterion: ComboLoss, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        arrays = load(shared / "goldens/combo/loss_points.npz")
+    def __init__(self, criterion: ComboLoss, goldens: Goldens, monkeypatch: pytest.MonkeyPatch) -> None:
+        arrays = goldens.arrays("combo/loss_points.npz")
         names = {"matching": "matcher_points", "candidates": "oversample_points", "random": "random_points"}
         self.points = {kind: torch.from_numpy(arrays[name]) for kind, name in names.items()}
         self.swapped: set[int] = set()
@@ -69,7 +64,7 @@ class StoredPoints:
         kept = chosen.shape[1] - len(self.points["random"])
         candidates = self.draw("candidates", len(logits), len(self.points["candidates"]), logits.device)
         size, order = sample_points(logits, candidates)[:, 0].abs().topk(kept + 1, dim=1, largest=False)
-        self.gaps = size[:, kept] - size[:, kept - 1]  # (L * R,)
+        self.gaps = (size[:, kept] - size[:, kept - 1]) / logits.abs().max()  # (L * R,)
         for row in self.swapped:
             order[row, kept - 1] = order[row, kept]
             chosen[row, :kept] = candidates[row, order[row, :kept]]
@@ -93,7 +88,7 @@ def settle(points: StoredPoints, compute, wanted: dict[str, float]) -> dict[str,
     wrong = term_errors(compute(), wanted)
     ties = [row for row in points.gaps.argsort().tolist() if points.gaps[row] < TIE]
     for row in ties:
-        if not wrong or len(points.swapped) >= MOST_TIES:
+        if not wrong or len(points.swapped) >= 1 + MOST_TIES * len(points.gaps):
             break
         points.swapped.add(row)
         after = term_errors(compute(), wanted)
@@ -104,37 +99,54 @@ def settle(points: StoredPoints, compute, wanted: dict[str, float]) -> dict[str,
     return wrong
 
 
-@pytest.mark.parametrize(("case", "config", "layout"), CASES)
-def test_losses(shared: Path, monkeypatch: pytest.MonkeyPatch, case: str, config: str, layout: str):
-    golden = json.loads((shared / f"goldens/combo/loss_{case}.json").read_text())
-    arrays = load(shared / f"goldens/combo/loss_{case}.npz")
-    model = official_model(shared, config)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CASES)
+def test_losses(goldens: Goldens, monkeypatch: pytest.MonkeyPatch, config: str):
+    cases = [(case, layout) for case, layout in CASES[config] if goldens.has(f"combo/loss_{case}.npz")]
+    if not cases:
+        goldens.path(f"combo/loss_{CASES[config][0][0]}.npz")  # skips
+    wrong = {}
+    for case, layout in cases:
+        with monkeypatch.context() as patch:
+            errors = compare_losses(goldens, patch, case, config, layout)
+        wrong.update({f"{case} {layout} {name}": error for name, error in errors.items()})
+    assert not wrong, wrong
+
+
+def compare_losses(
+    goldens: Goldens, monkeypatch: pytest.MonkeyPatch, case: str, config: str, layout: str
+) -> dict[str, float]:
+    """Terms, total and gradients that are off, by name."""
+    golden, arrays = goldens.values(f"combo/loss_{case}.json"), goldens.loss_arrays(case)
+    model = goldens.model(config)
     monkeypatch.setattr(model.config, "audio_query_layout", "official" if layout == "official" else "per_frame")
-    points = StoredPoints(model.criterion, shared, monkeypatch)
-    inputs = loss_inputs(arrays)
+    points = StoredPoints(model.criterion, goldens, monkeypatch)
     received = []
     hook = model.criterion.register_forward_pre_hook(lambda _, args: received.append(args))
     model.zero_grad(set_to_none=True)
     with torch.set_grad_enabled(layout == "official"):
-        model(**inputs)
+        model(**loss_inputs(arrays))
     hook.remove()
 
     def compute() -> dict[str, torch.Tensor]:
         with torch.no_grad():
             return model.criterion(*received[0])
 
-    assert not settle(points, compute, golden[layout]["weighted_losses"])
+    wrong = settle(points, compute, golden[layout]["weighted_losses"])
     with torch.set_grad_enabled(layout == "official"):
         losses = model.criterion(*received[0])
         total = torch.stack(list(losses.values())).sum()
-    assert abs(float(total.detach()) - golden[layout]["total"]) <= allowed("loss_term", golden[layout]["total"])
+    difference = abs(float(total.detach()) - golden[layout]["total"])
+    if difference > allowed("loss_term", golden[layout]["total"]):
+        wrong["total"] = difference / golden[layout]["total"]
     if layout == "official":
         total.backward()
-        compare_gradients(model, golden, arrays)
+        wrong.update(compare_gradients(model, golden, arrays))
         model.zero_grad(set_to_none=True)
+    return wrong
 
 
-def compare_gradients(model: torch.nn.Module, golden: dict, arrays: dict[str, np.ndarray]) -> None:
+def compare_gradients(model: torch.nn.Module, golden: dict, arrays: dict[str, np.ndarray]) -> dict[str, float]:
     ours = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not [name for name, gradient in ours.items() if gradient is None]
     wrong, seen = {}, set()
@@ -152,10 +164,11 @@ def compare_gradients(model: torch.nn.Module, golden: dict, arrays: dict[str, np
             values = np.abs(gradient.flatten()[: len(crop)].numpy() - crop).max()
             if values > allowed("gradient_values", np.abs(crop).max()):
                 wrong[f"{name} (values)"] = values / np.abs(crop).max()
-    assert not wrong, wrong
     assert seen == set(ours)
     total = float(torch.stack([gradient.double().norm() for gradient in ours.values()]).norm())
-    assert abs(total - golden["grad_total_norm"]) <= allowed("gradient_norm", golden["grad_total_norm"])
+    if abs(total - golden["grad_total_norm"]) > allowed("gradient_norm", golden["grad_total_norm"]):
+        wrong["total norm"] = abs(total / golden["grad_total_norm"] - 1)
+    return wrong
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """What "the same numbers" means, stage by stage: one table for all parity tests.
 
 A stage passes where max |ours - golden| <= atol + rtol * (largest magnitude of the golden's stage), all in float32.
-The official code differs from its own float64 run by about 1e-6 of the largest magnitude.
+The official code differs from its own float64 run by about 1e-6 of the largest magnitude (noise_floor.json; with one
+ResNet-50 and one PVTv2 clip: class logits 9e-7 and 8e-7, mask logits 1.8e-6 and 1.2e-6, scores 9e-7), so 5e-5 leaves a
+factor of about 30 to 50. Mask bits on the threshold are treated in attention_ties.py, ties of the point sampling in
+test_losses.py; both bound what rounding may explain, and test_sensitivity.py shows that a wrong weight, a wrong
+threshold and a wrong number of swaps are caught.
 """
 
 from __future__ import annotations
@@ -43,11 +47,22 @@ STAGES: dict[str, Tolerance] = {
     "gradient_values": Tolerance(
         0, 1e-2, "single entries near zero; official code with 1 against 2 threads not recorded"
     ),
+    "log_mel": Tolerance(1e-4, 0, "both compute in float64; measured 0 after rounding to float32"),
+    "log_mel_resampled": Tolerance(
+        2e-3,
+        0,
+        "44.1 kHz sound. The release resamples with resampy, which interpolates linearly in a table of its "
+        "Kaiser-windowed sinc; torchaudio computes the same window at every phase, counts zero crossings after the "
+        "roll-off and rounds their number (46 for 50 * 0.917). Measured 7.6e-4",
+    ),
+    "resampled_waveform": Tolerance(1e-4, 0, "as log_mel_resampled; measured 4.5e-5 at a peak of 0.3"),
+    "maskige": Tolerance(0, 0, "integers"),
+    "metric": Tolerance(1e-6, 0, "exact counts here, float32 sums in the release"),
     "mask2former": Tolerance(0, 1e-5, "two live implementations, tiny weights"),
 }
 
 
-def allowed(stage: str, magnitude: float) -> float:
+def allowed(stage: str, magnitude: float = 0.0) -> float:
     """Largest permitted difference of a stage whose largest magnitude is `magnitude`."""
     tolerance = STAGES[stage]
     return tolerance.atol + tolerance.rtol * magnitude
