@@ -34,6 +34,10 @@ _PUBLIC = {
     "paint_maskige": "maskige_combo",
     "SuperpixelProposals": "proposals_combo",
     "get_proposal_generator": "proposals_combo",
+    "load_proposal_generator": "proposals",
+    "CachedProposals": "proposals.cache",
+    "pregenerate": "proposals.pregenerate",
+    "paint_maskige_clip": "proposals.clip",
     "Clip": "media_combo",
     "MediaError": "media_combo",
     "MediaInfo": "media_combo",
@@ -41,6 +45,11 @@ _PUBLIC = {
     "probe_media": "media_combo",
     "read_clip": "media_combo",
     "write_overlay_video": "media_combo",
+    "load_avsbench": "data.loading",
+    "AvsbenchClips": "data.loading",
+    "ComboTransform": "data.loading",
+    "build_transform": "data.transforms",
+    "ComboCollator": "data.collate",
     "contact_sheet": "visualization",
     "heat_map": "visualization",
     "overlay": "visualization",
@@ -53,6 +62,9 @@ __all__ = ["load_pipeline", "resolve_model", *_PUBLIC, *_SUBMODULES]
 if TYPE_CHECKING:
     from .configuration_combo import ComboConfig
     from .conversion.official import convert_official_checkpoint
+    from .data.collate import ComboCollator
+    from .data.loading import AvsbenchClips, ComboTransform, load_avsbench
+    from .data.transforms import build_transform
     from .feature_extraction_combo import ComboFeatureExtractor
     from .image_processing_combo import ComboImageProcessor
     from .maskige_combo import paint_maskige
@@ -157,6 +169,9 @@ def _register() -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_combo import ComboConfig
+    from .data.collate import ComboCollator
+    from .data.loading import AvsbenchClips, ComboTransform, load_avsbench
+    from .data.transforms import build_transform
     from .feature_extraction_combo import ComboFeatureExtractor
     from .image_processing_combo import ComboImageProcessor
     from .modeling_combo import ComboForAudioVisualSegmentation
@@ -179,9 +194,6 @@ def _register() -> None:
             default={"model": (str(BUNDLED_MODEL), "main")},
             type="multimodal",
         )
-        # What is written into config.json on export must not hold this machine's folder.
-        implementation = {"impl": AudioVisualSegmentationPipeline, "pt": (AutoModel,), "type": "multimodal"}
-        AudioVisualSegmentationPipeline._registered_impl = {TASK: implementation}
 
 
 _check_torchaudio()

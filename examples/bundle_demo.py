@@ -76,7 +76,7 @@ def main() -> None:
 
     partial = combo_hf.ASSETS / ".partial-demo"
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(arguments.run / "best", partial)
+    combo_hf.load_pipeline(arguments.run / "best").save_pretrained(partial, carry_code=False)  # it is in the package
     shutil.copy(arguments.run / "recipe.yaml", partial / "recipe.yaml")
     (partial / "demo.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(combo_hf.BUNDLED_MODEL, ignore_errors=True)

@@ -40,15 +40,16 @@ def convert(arguments: argparse.Namespace) -> None:
     import importlib
 
     from combo_hf.conversion.saving import check_output
-    from combo_hf.proposals.saving import save_converted_proposal_model
+    from combo_hf.proposals.saving import TERMS, save_converted_proposal_model
 
     check_output(arguments.output)
     module, function = CONVERTERS[arguments.model]
+    converter = importlib.import_module(f"combo_hf.proposals.{module}")
+    terms = getattr(converter, "LICENCE_NOTE", TERMS)
     with named(arguments.file):
-        run = getattr(importlib.import_module(f"combo_hf.proposals.{module}"), function)
-        model, report = run(arguments.file)
+        model, report = getattr(converter, function)(arguments.file)
     print(report)
-    print(f"written to {save_converted_proposal_model(model, report, arguments.output)}")
+    print(f"written to {save_converted_proposal_model(model, report, arguments.output, terms=terms)}\n{terms}")
 
 
 def _generator(arguments: argparse.Namespace) -> Any:

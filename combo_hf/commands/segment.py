@@ -41,7 +41,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from combo_hf.prediction import predict_to_folder
 
     with named(arguments.model or "bundled weights"):
-        pipe = load_pipeline(arguments.model, device=arguments.device)
+        pipe = load_pipeline(arguments.model, device=arguments.device, **arguments.proposals)
     failed = False
     for source, name in _unique_names(arguments.source):
         try:
@@ -49,7 +49,7 @@ def predict(arguments: argparse.Namespace) -> int:
                 prediction = predict_to_folder(
                     pipe, source, arguments.output, name, progress=progress, fps=arguments.fps,
                     batch_size=arguments.batch_size, masks=arguments.masks, summary=arguments.json,
-                    sheet=arguments.sheet)  # fmt: skip
+                    sheet=arguments.sheet, classes=arguments.classes)  # fmt: skip
         except InputError as error:
             if arguments.debug or len(arguments.source) == 1:
                 raise
@@ -100,6 +100,9 @@ def register(commands: Any) -> None:
     command.add_argument("source", nargs="+", help="film: file or http(s) URL")
     command.add_argument("--output", type=Path, required=True, help="folder for the results")
     command.add_argument("--model", help="folder or Hub id; default: the bundled weights (synthetic scenes only)")
+    text = "proposal model, NAME or NAME=folder or Hub id (mobile_sam=my-mobile-sam); default: what the model says"
+    command.add_argument("--proposals", type=_proposals, default={}, metavar="NAME[=MODEL]", help=text)
+    command.add_argument("--classes", nargs="+", metavar="LABEL", help="only these; default: all the model knows")
     command.add_argument("--fps", type=positive, default=1, help="frames per second to segment, default 1")
     command.add_argument("--batch-size", type=positive, default=1, help="windows per batch, default 1")
     command.add_argument("--masks", action="store_true", help="also an index PNG per frame")
@@ -110,6 +113,13 @@ def register(commands: Any) -> None:
     text = "versions, devices, or the parts of a model"
     command = add_command(commands, "info", info, text, f"{PROGRAM} info my-model")
     command.add_argument("model", nargs="?", help="folder or Hub id")
+
+
+def _proposals(text: str) -> dict[str, Any]:
+    name, mark, model = text.partition("=")
+    if not name or (mark and not model):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=folder or Hub id")
+    return {"proposal_generator": {"name": name, "model": model} if mark else {"name": name}}
 
 
 def _unique_names(sources: Sequence[str]) -> Iterator[tuple[str, str]]:

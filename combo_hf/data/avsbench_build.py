@@ -128,15 +128,8 @@ def build_dataset(
     """
     from tqdm import tqdm
 
-    if on_error not in ON_ERROR:
-        raise ValueError(f"on_error must be one of {list(ON_ERROR)}, got {on_error!r}.")
-    if not splits or len(set(splits)) != len(splits):
-        raise ValueError(f"splits must be different ones of {list(SPLITS)}, got {list(splits)}.")
     rows_per_shard = rows_per_shard if rows_per_shard is not None else ROWS_PER_SHARD.get(subset, 1)
-    if rows_per_shard < 1 or num_processes < 1:
-        raise ValueError(
-            f"wanted rows_per_shard and num_processes of 1 or more, got {rows_per_shard}, {num_processes}."
-        )
+    _check_arguments(splits, num_processes, rows_per_shard, on_error)
     options, output = RowOptions(maskiges, log_mel, processed), Path(output)
     splits = tuple(split for split in SPLITS if split in splits) if set(splits) <= set(SPLITS) else tuple(splits)
     entries = read_entries(root, subset, splits)
@@ -153,6 +146,17 @@ def build_dataset(
     rows, skipped = _verify(shards, splits)
     write_card(output)
     return BuildReport(output, subset, rows, skipped, len(missing), len(shards) - len(missing))
+
+
+def _check_arguments(splits: Sequence[str], num_processes: int, rows_per_shard: int, on_error: str) -> None:
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error must be one of {list(ON_ERROR)}, got {on_error!r}.")
+    if not splits or len(set(splits)) != len(splits):
+        raise ValueError(f"splits must be different ones of {list(SPLITS)}, got {list(splits)}.")
+    if rows_per_shard < 1 or num_processes < 1:
+        raise ValueError(
+            f"wanted rows_per_shard and num_processes of 1 or more, got {rows_per_shard}, {num_processes}."
+        )
 
 
 def plan_shards(

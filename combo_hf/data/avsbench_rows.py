@@ -155,7 +155,7 @@ def to_class_ids(mask: Any, subset: str) -> np.ndarray:
     array = array.astype(np.uint8)
     if rule.semantic or array.max(initial=0) < 71:
         return array
-    values = np.unique(array)
+    values = np.flatnonzero(np.bincount(array.ravel(), minlength=256))
     return array if ((values > 0) & (values < 71)).any() and not _is_soft(values) else (array > 127).astype(np.uint8)
 
 

@@ -110,15 +110,19 @@ def write_official(
         for number, row in run_tasks(_write_clip, tasks, num_processes):
             rows[number] = row
             bar.update()
+    _write_tables(home, subset, [row for _, row in sorted(rows.items())])
+    return home
+
+
+def _write_tables(home: Path, subset: str, rows: list[dict[str, Any]]) -> None:
     if subset == "avss":
         indices = {name: number + 1 for number, name in enumerate(AVSS_CLASSES)}  # the official file counts from 1
         _write(home / "label2idx.json", (json.dumps(indices, indent=4) + "\n").encode())
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS[subset], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row for _, row in sorted(rows.items()))
-    _write(meta, text.getvalue().encode())  # last: its being there says that the clips are
-    return home
+    writer.writerows(rows)
+    _write(home / RULES[subset].meta, text.getvalue().encode())  # last: its being there says that the clips are
 
 
 def _entry(task: _Task, clip: SyntheticClip) -> ClipEntry:

@@ -40,7 +40,7 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: i
     try:
         waiting: set[Future] = set()
         for task in tasks:
-            waiting.add(pool.submit(work, task))
+            waiting.add(pool.submit(_call, work, task))
             if len(waiting) >= 4 * num_processes:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -58,6 +58,14 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: i
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _call(work: Callable[[Any], Any], task: Any) -> Any:
+    """Run a task; a pool would catch the exit asked for, and go on with the tasks that wait in its pipe."""
+    try:
+        return work(task)
+    except SystemExit:
+        os._exit(1)
 
 
 def _prepare_worker() -> None:

@@ -68,7 +68,7 @@ class SemanticSamMLP(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         for layer in self.layers[:-1]:
-            states = layer(states).relu()
+            states = layer(states).relu_()
         return self.layers[-1](states)
 
 
@@ -111,7 +111,7 @@ class SemanticSamDecoderLayer(nn.Module):
         read = nnf.scaled_dot_product_attention(split(self.q_proj(placed)), split(key), split(value))
         hidden = self.self_attn_layer_norm(hidden + self.out_proj(read.transpose(1, 2).flatten(2)))
         hidden = self.cross_attn_layer_norm(hidden + self.cross_attn(hidden + position, boxes, values))
-        return self.final_layer_norm(hidden + self.fc2(self.fc1(hidden).relu()))
+        return self.final_layer_norm(hidden + self.fc2(self.fc1(hidden).relu_()))
 
 
 class SemanticSamDecoder(nn.Module):

@@ -20,9 +20,6 @@ from ..modeling_combo_pixel_decoder import cell_centres, sine_position_embedding
 from .configuration_semantic_sam import SemanticSamConfig
 
 
-FEED_FORWARD_TOKENS = 2048
-
-
 @dataclass(frozen=True)
 class ProjectedValues:
     """What a deformable attention reads from: float32 whatever the model's type, see `project`.
@@ -155,11 +152,6 @@ def sample_table(values: ProjectedValues, location: torch.Tensor, weights: torch
     return read.view(frames, queries, -1)
 
 
-def feed_forward(first: nn.Linear, second: nn.Linear, states: torch.Tensor) -> torch.Tensor:
-    """second(relu(first(states))) of (F, N, d), some tokens at a time: the wide states in between stay in the cache."""
-    return torch.cat([second(first(part).relu_()) for part in states.split(FEED_FORWARD_TOKENS, dim=1)], dim=1)
-
-
 class SemanticSamGroupNorm(nn.GroupNorm):
     """GroupNorm that also takes a map of a single cell, which a frame of up to 64 x 64 has at stride 64."""
 
@@ -188,7 +180,7 @@ class SemanticSamPixelDecoderLayer(nn.Module):
     ) -> torch.Tensor:
         read = self.self_attn(cells + position, centres, self.self_attn.project(cells, shapes))
         cells = self.self_attn_layer_norm(cells + read)
-        return self.final_layer_norm(cells + feed_forward(self.fc1, self.fc2, cells))
+        return self.final_layer_norm(cells + self.fc2(self.fc1(cells).relu_()))
 
 
 class SemanticSamPixelDecoder(nn.Module):

@@ -12,7 +12,9 @@ import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from .sources import Group, find_groups
 
 
 RECORD = "maskige.json"
+STALE = 3600  # seconds after which an unfinished file must be of a killed process
 
 
 @dataclass(frozen=True)
@@ -108,13 +111,7 @@ def pregenerate(
         ValueError: nothing to do, impossible numbers, a folder begun with other settings.
         TypeError: several processes, and a generator that has no `to_dict()`.
     """
-    if num_shards < 1 or not 0 <= shard_index < num_shards or num_processes < 1 or fps < 1:
-        raise ValueError(
-            "wanted num_shards, num_processes and fps of at least 1 and shard_index from 0 to num_shards - 1, got "
-            f"{num_shards}, {num_processes}, {fps} and {shard_index}."
-        )
-    if size is not None and min(size) < 1:
-        raise ValueError(f"size: wanted (height, width) of at least 1 pixel, got {size}.")
+    _check_numbers(size, fps, num_shards, shard_index, num_processes)
     source, output = Path(source), Path(output)
     tables = parquet_files(source) if source.is_dir() else []
     work: list[Any] = list(tables) or find_groups(source, fps, size)
@@ -122,17 +119,28 @@ def pregenerate(
         work = [single for group in work for single in group.singles()]
     if tables and size is not None:
         raise ValueError("size: the Maskiges of a data set have the size of its frames; leave it out.")
-    if tables and output.resolve() == source.resolve():
-        raise ValueError(f"{output} is the data set itself; choose another output folder.")
+    if tables and output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{output} is in the data set itself; choose another output folder.")
     generator = get_proposal_generator(generator)
     settings = {"size": size, "fps": fps, "stable": stable}
     known = callable(getattr(generator, "to_dict", None))
     _check_record(output, settings | {"generator": identity_of(generator) if known else None}, resume)
+    _sweep(output)
     if tables and shard_index == 0:
         copy_rest(source, output, tables)
     sent = generator if num_processes == 1 else _to_json(generator)
     jobs = [Job(item, source, output, sent, stable, resume) for item in work[shard_index::num_shards]]
     return _run(jobs, output, num_processes, progress)
+
+
+def _check_numbers(size: Any, fps: int, num_shards: int, shard_index: int, num_processes: int) -> None:
+    if num_shards < 1 or not 0 <= shard_index < num_shards or num_processes < 1 or fps < 1:
+        raise ValueError(
+            "wanted num_shards, num_processes and fps of at least 1 and shard_index from 0 to num_shards - 1, got "
+            f"{num_shards}, {num_processes}, {fps} and {shard_index}."
+        )
+    if size is not None and min(size) < 1:
+        raise ValueError(f"size: wanted (height, width) of at least 1 pixel, got {size}.")
 
 
 def _run(jobs: list[Job], output: Path, num_processes: int, progress: Any) -> MaskigeReport:
@@ -263,6 +271,14 @@ def copy_rest(source: Path, output: Path, tables: list[Path]) -> None:
         hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
         if path.is_file() and not hidden and path not in tables and path.suffix in (".md", ".json", ".jsonl"):
             write_bytes(output / path.relative_to(source), path.read_bytes())
+
+
+def _sweep(output: Path) -> None:
+    """Remove what killed processes left unfinished; other shards may be at work, so only what is old."""
+    for path in output.rglob(".partial-*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
 
 
 def _check_record(output: Path, settings: dict[str, Any], resume: bool) -> None:

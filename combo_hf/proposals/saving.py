@@ -19,13 +19,15 @@ tags: [mask-generation, converted]
 ---
 # {name}, converted from the official file
 
-{consumed} entries were taken over, {dropped} dropped; each one is in `conversion_report.json`. The terms of the
-original weights apply.
+{consumed} entries were taken over, {dropped} dropped; each one is in `conversion_report.json`.
+
+{terms}
 """
+TERMS = "The terms of the original weights apply."
 
 
 def save_converted_proposal_model(
-    model: Any, report: Any, output_dir: str | Path, image_processor: Any = None
+    model: Any, report: Any, output_dir: str | Path, image_processor: Any = None, terms: str = TERMS
 ) -> Path:
     """Write model, image processor, card and report to a temporary folder, then give it its name.
 
@@ -33,6 +35,7 @@ def save_converted_proposal_model(
         model, report: what a converter returned.
         output_dir: a folder that does not exist or is empty.
         image_processor: saved beside the model; default: SAM's, for models with SAM's prompt encoder.
+        terms: what the card says about the licence of the weights.
 
     Raises:
         ValueError: `output_dir` is a file or a folder with something in it.
@@ -49,7 +52,8 @@ def save_converted_proposal_model(
         model.save_pretrained(temporary)
         if image_processor is not None:
             image_processor.save_pretrained(temporary)
-        card = CARD.format(name=report.preset, consumed=len(report.consumed), dropped=len(report.dropped))
+        numbers = {"consumed": len(report.consumed), "dropped": len(report.dropped)}
+        card = CARD.format(name=report.preset, terms=terms, **numbers)
         (temporary / "README.md").write_text(card, encoding="utf-8")
         facts = json.dumps(dataclasses.asdict(report), indent=1)
         (temporary / "conversion_report.json").write_text(facts, encoding="utf-8")

@@ -103,7 +103,8 @@ def _prepare(api: Any, repo_id: str, private: bool) -> tuple[str, bool]:
     try:
         info = _ask(api.model_info, repo_id)
     except RepositoryNotFoundError:
-        _ask(api.create_repo, repo_id, private=private, exist_ok=True)
+        # None leaves it to the owner's own default.
+        _ask(api.create_repo, repo_id, private=private or None, exist_ok=True)
         return _ask(api.model_info, repo_id).sha, False
     if private and not info.private:
         raise ValueError(f"{repo_id} exists and is public; make it private on the Hub first, or choose another name.")
@@ -160,7 +161,12 @@ def _verify(api: Any, repo_id: str, commit: str, publication: Publication) -> No
 
 def _ask(call: Callable, *args: Any, **kwargs: Any) -> Any:
     """Ask the Hub; errors come back in plain words and without the request."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         return call(*args, **kwargs)
@@ -178,6 +184,8 @@ def _ask(call: Callable, *args: Any, **kwargs: Any) -> Any:
             raise ConnectionError(f"the Hub is busy or ill (HTTP {status})") from None
         if status:
             raise OSError(f"the Hub refused (HTTP {status}): {_words(error)}") from None
+        if isinstance(error, OfflineModeIsEnabled):
+            raise ConnectionError("HF_HUB_OFFLINE is set: nothing is sent; unset it to publish.") from None
         if any(_is_connection_error(cause) for cause in _causes(error)):
             raise ConnectionError("the connection to the Hub failed") from None
         raise

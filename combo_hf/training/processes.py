@@ -47,7 +47,7 @@ def run_evaluation_processes(count: int) -> Callable[..., dict[str, Any]]:
         device: str | None = None,
         progress: ProgressCallback | None = None,
     ) -> dict[str, Any]:
-        job = {"model": str(model), "data": str(data), "output": str(output), "device": device}
+        job = {"model": str(model), "data": str(data), "output": str(output), "device": device, "parent": os.getpid()}
         job["options"] = dataclasses.asdict(options or EvaluationOptions())
         with tempfile.TemporaryDirectory() as folder:
             children = [
@@ -107,9 +107,8 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """A parent killed with -9 cannot stop its children; they look for it themselves."""
-    parent = os.getppid()
 
     def look() -> None:
         while os.getppid() == parent:
@@ -121,7 +120,7 @@ def _end_with_parent() -> None:
 
 def _child(job: dict[str, Any], folder: Path) -> int:
     rank = os.environ["RANK"]
-    _end_with_parent()
+    _end_with_parent(job["parent"])
 
     def tell_total(_done: int, total: int) -> None:
         if not (folder / "total").is_file():

@@ -46,7 +46,7 @@ class Folders(torch.utils.data.Dataset):
 
     def __init__(self, root: Path) -> None:
         self.root = root / "AVSBench_object" / "Single-source" / "s4_data"
-        self.clips = sorted(self.root.glob("visual_frames/train/*/*"))
+        self.clips = sorted(self.root.glob("visual_frames/train/*/*"), key=lambda folder: folder.name)
         if not self.clips:
             raise SystemExit(f"no clip below {self.root}")
 

@@ -83,20 +83,26 @@ def first_frame(path: Path) -> Image.Image:
 
 
 def measure(generator: Any, frames: list[Image.Image]) -> dict[str, Any]:
-    """Mean seconds a frame after a first frame that is not counted, shares in percent, masks a frame."""
+    """Mean seconds and CPU seconds a frame after a first one that is not counted, shares in percent, masks."""
     parts: dict[str, float] = {}
     adapter = getattr(generator, "adapter", None)
     for name in ("encode", "decode") if adapter is not None else ():
         setattr(adapter, name, timed(getattr(type(adapter), name).__get__(adapter), name, parts))
     generator(frames[:1])
     parts.clear()
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     counts = [len(generator([frame])[0]) for frame in frames]
     seconds = (time.perf_counter() - start) / len(frames)
+    busy = (time.process_time() - busy) / len(frames)
     shares = {name: round(100 * spent / len(frames) / seconds, 1) for name, spent in parts.items()}
     if shares:
         shares["post-processing"] = round(100 - sum(shares.values()), 1)
-    return {"s/frame": round(seconds, 3), "share %": shares, "masks": float(np.mean(counts))}
+    return {
+        "s/frame": round(seconds, 3),
+        "CPU s/frame": round(busy, 3),
+        "share %": shares,
+        "masks": float(np.mean(counts)),
+    }
 
 
 def timed(function: Callable, name: str, parts: dict[str, float]) -> Callable:

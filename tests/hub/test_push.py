@@ -197,6 +197,13 @@ def test_no_right_to_publish(hub_client, folder, monkeypatch, capsys, repo, toke
     assert not hub_client.store.repos
 
 
+def test_offline(hub_client, folder, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert run(folder, "tester/new", "--dry-run", "--no-preview") == 0
+    assert run(folder, "tester/new", "--no-preview") == 2
+    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err and hub_client.log == []
+
+
 def test_private_never_means_public(hub_client, folder, capsys):
     HfApi().create_repo("tester/new")
     assert run(folder, "tester/new", "--private", "--no-preview") == 2

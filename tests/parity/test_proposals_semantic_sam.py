@@ -34,7 +34,7 @@ BY_TOKEN = [3, 5, 2, 1, 4, 6]  # the goldens of single clicks are in the order o
 MASKS = {"A": {}, "B": {"points_per_batch": 40}, "C": {"level": [1, 2, 3, 4, 5, 6]}}
 THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
 # Largest differences. Measured: stages 6e-6, logits 3e-6 of the largest, IoU 3e-6, at most one pixel of a mask.
-STAGE, LOGITS, IOU, STABILITY, PIXELS = 1e-4, 5e-4, 1e-4, 1e-3, 2e-4
+STAGE, LOGITS, IOU, PIXELS = 1e-4, 5e-4, 1e-4, 2e-4
 
 
 class EncodedOnce(SemanticSamAdapter):
@@ -58,23 +58,23 @@ def recipe(goldens: Goldens, shared: Path):
     scope="module", params=[pytest.param("t", id="swin-t"), pytest.param("l", id="swin-l", marks=pytest.mark.slow)]
 )
 def case(request: pytest.FixtureRequest, shared: Path) -> SimpleNamespace:
-    """Golden, official weights, converted model and all its states for the four clicks."""
+    """Golden, converted model and all its states for the four clicks; the official weights too if they are small."""
     size, goldens = request.param, Goldens.find(shared)
-    golden = np.load(goldens.path(f"proposals/semantic_sam_{size}.npz"), allow_pickle=False)
-    facts = goldens.values(f"proposals/semantic_sam_{size}.json")
-    manifest = goldens.values(f"manifests/semantic_sam_swin{size}_only_sam_many2many.json")
-    module = recipe(goldens, shared)
-    weights = module.weights(f"semantic_sam_{size}", goldens.seed, golden, manifest)
+    with np.load(goldens.path(f"proposals/semantic_sam_{size}.npz"), allow_pickle=False) as golden:
+        manifest = goldens.values(f"manifests/semantic_sam_swin{size}_only_sam_many2many.json")
+        module = recipe(goldens, shared)
+        weights = module.weights(f"semantic_sam_{size}", goldens.seed, golden, manifest)
+        golden = dict(golden)
     model, report = convert_semantic_sam(weights)
     tap: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         features = model.encode(normalise(golden["image"].transpose(2, 0, 1)), tap)
         output = model.decode(features, torch.from_numpy(golden["points_a"])[None], BY_TOKEN, tap)
-    yield SimpleNamespace(
-        size=size, golden=golden, facts=facts, manifest=manifest, weights=weights, model=model, report=report, tap=tap,
-        features=features, output=output, adapter=EncodedOnce(model), unpack=module.unpack_masks,
+    return SimpleNamespace(
+        size=size, golden=golden, facts=goldens.values(f"proposals/semantic_sam_{size}.json"), manifest=manifest,
+        weights=weights if size == "t" else None, model=model, report=report, tap=tap, features=features,
+        output=output, adapter=EncodedOnce(model), unpack=module.unpack_masks,
     )  # fmt: skip
-    golden.close()
 
 
 def test_every_name_of_the_manifest(case):
@@ -89,18 +89,18 @@ def test_every_name_of_the_manifest(case):
     assert numel - unused == case.manifest["numel_needed"]
 
 
-@pytest.mark.parametrize("stage", NAMES)
-def test_stages(case, stage):
+def test_stages(case):
     """Large ones are recorded at 4096 evenly spaced places."""
-    expected, ours = case.golden[f"stage/{stage}"], case.tap[NAMES[stage]]
-    ours = ours.transpose(0, 1) if stage.startswith("dec") else ours  # the official decoder has clicks first
-    facts = case.facts["stats"][stage]
-    assert list(ours.shape) == facts["shape"]
-    ours = ours.flatten().numpy()
-    if ours.size != expected.size:
-        ours = ours[np.linspace(0, ours.size - 1, expected.size).astype(np.int64)]
-    difference = np.abs(ours - expected.ravel()).max()
-    assert difference <= STAGE
+    differences = {}
+    for stage, name in NAMES.items():
+        expected, ours = case.golden[f"stage/{stage}"], case.tap[name]
+        ours = ours.transpose(0, 1) if stage.startswith("dec") else ours  # the official decoder has clicks first
+        assert list(ours.shape) == case.facts["stats"][stage]["shape"], stage
+        ours = ours.flatten().numpy()
+        if ours.size != expected.size:
+            ours = ours[np.linspace(0, ours.size - 1, expected.size).astype(np.int64)]
+        differences[stage] = float(np.abs(ours - expected.ravel()).max())
+    assert max(differences.values()) <= STAGE, differences
 
 
 def test_clicks(case):
@@ -140,9 +140,10 @@ def test_automatic_masks(case, run):
     if len(expected):
         assert (found.masks != expected).mean(axis=(1, 2)).max() <= PIXELS
         assert np.abs(found.scores - golden[f"amg_{run}/predicted_iou"]).max() <= IOU
-        assert np.abs(found.stability - golden[f"amg_{run}/stability_score"]).max() <= STABILITY
+        one_pixel = 1 / found.areas  # stability is a ratio of pixel counts
+        assert (np.abs(found.stability - golden[f"amg_{run}/stability_score"]) <= one_pixel + 1e-6).all()
         clicks = golden[f"amg_{run}/point_coords"][:, 0, :2] * frame.size
-        assert np.abs(found.points - clicks).max() < 1e-6
+        assert np.abs(found.points - clicks).max() < 1e-3  # recorded in float32
 
 
 @pytest.mark.slow

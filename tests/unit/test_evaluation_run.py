@@ -10,7 +10,7 @@ from PIL import Image
 from combo_hf import BUNDLED_MODEL, ComboConfig, ComboForAudioVisualSegmentation
 from combo_hf.data.synthetic import write_dataset
 from combo_hf.metrics import SemanticScores, f_measure, jaccard
-from combo_hf.training import evaluation_report, evaluation_run
+from combo_hf.training import evaluation_report, evaluation_run, processes
 from combo_hf.training.evaluation import iter_class_maps, sounding_scores
 from combo_hf.training.evaluation_files import check_settings, collect_lines, part_file, read_lines, write_settings
 from combo_hf.training.evaluation_run import EvaluationOptions, evaluate_dataset, prepare_evaluation
@@ -247,3 +247,25 @@ def test_lost_lines_are_noticed(folders: Path, whole, tmp_path: Path, monkeypatc
 def test_frames_of_a_long_video_are_those_where_most_is_to_be_seen():
     areas = [0, 5, 0, 9, 1, 1, 1, 1, 7, 0]
     assert evaluation_report._chosen_frames(torch.tensor(areas).numpy()).tolist() == [1, 3, 4, 5, 8]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind", "message"),
+    [
+        (["FileExistsError", "other settings"], 2, FileExistsError, "^other settings$"),
+        (["MediaError", "no sound"], 2, ValueError, "^no sound$"),  # a kind that is not Python's own
+        (["KeyboardInterrupt", "no"], 2, ValueError, "^no$"),
+        (None, -9, ChildProcessError, "process 1 ended with code -9: the last line; run the same command again"),
+    ],
+)
+def test_how_errors_of_other_processes_arrive(tmp_path: Path, error, code: int, kind: type, message: str):
+    (tmp_path / "log-1").write_text("a line\nthe last line\n\n")
+    if error:
+        (tmp_path / "error-1.json").write_text(json.dumps(error))
+    with pytest.raises(kind, match=message):
+        raise processes._error_of(1, code, tmp_path)
+
+
+def test_processes_need_a_number():
+    with pytest.raises(ValueError, match="at least one process"):
+        processes.run_evaluation_processes(0)

@@ -1,6 +1,7 @@
 import io
 import itertools
 import json
+import os
 import shutil
 
 import numpy as np
@@ -86,6 +87,16 @@ def test_an_interrupted_run_is_taken_up(pictures, tmp_path):
     again = Bright()
     assert pregenerate(pictures, again, tmp_path / "out").kept == 3 and not again.sizes
     assert pregenerate(pictures, Bright(), tmp_path / "out", resume=False).written == 3
+
+
+def test_what_a_killed_process_left_is_removed(pictures, tmp_path):
+    old, new = (tmp_path / "out" / "below" / f".partial-{name}" for name in ("old", "new"))
+    old.parent.mkdir(parents=True)
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    pregenerate(pictures, Bright(), tmp_path / "out")
+    assert not old.exists() and new.exists()  # the new one may be of another shard at work
 
 
 def test_settings_are_not_mixed(pictures, tmp_path):
@@ -254,13 +265,14 @@ def test_files_of_a_data_set_are_shards(built, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: {"output": folder}, "is the data set itself"),
+        (lambda folder: {"output": folder}, "in the data set itself"),
+        (lambda folder: {"output": folder / "below"}, "in the data set itself"),
         (lambda folder: {"source": folder / "nothing"}, "no such file or folder"),
         (lambda folder: {"num_shards": 2, "shard_index": 2}, "shard_index from 0 to"),
         (lambda folder: {"num_shards": 0}, "at least 1"),
         (lambda folder: {"size": (0, 4)}, "at least 1 pixel"),
         (lambda folder: {"size": (64, 64)}, "the size of its frames"),
-        (lambda folder: {"output": folder / "README.md"}, "is a file"),
+        (lambda folder: {"output": (folder / "README.md").rename(folder.parent / "card")}, "is a file"),
         (lambda folder: (folder / "data/s4/train-00000-of-00002.parquet").write_bytes(b"") and {} or {}, "damaged"),
     ],
 )

@@ -1,7 +1,12 @@
 import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from fixtures_proposals import picture, random_weights, save_proposal_model, tiny_mobile_sam_config
+from PIL import Image
 
 from combo_hf.commands import proposals
 from combo_hf.commands.common import InputError, Parser
@@ -66,7 +71,7 @@ def test_damage_is_told_and_counts(run, frames, tmp_path, capsys):
         (["--generator", "nonsense"], "nonsense: proposal_generator"),
         (["--generator", "mobile_sam"], "mobile_sam: which weights"),
         (["--generator", "mobile_sam", "--model", "./nothing/here"], "here"),
-        (["--option", "what=1"], "superpixels.*what"),
+        (["--option", "what=1"], "unexpected keyword argument .what"),
         (["--option", "scale=-1.0"], "scale > 0"),
         (["--shard-index", "4"], "shard_index"),
     ],
@@ -98,3 +103,20 @@ def test_what_cannot_be_converted(run, tmp_path):
         with pytest.raises(InputError, match="mobile_sam.pt"):
             run("proposals", "convert", file, "--model", name, "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_both_figures(tmp_path):
+    script = Path(__file__).resolve().parents[2] / "examples" / "figures_maskige.py"
+    picture(50, 40).save(tmp_path / "frame.png")
+    for arguments in (["palette"], ["compare", "frame.png"]):
+        command = [sys.executable, str(script), *arguments, "--output", f"{arguments[0]}.png"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment(script))
+        assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "palette.png") as palette, Image.open(tmp_path / "compare.png") as compare:
+        assert palette.getpixel((10, 10)) == (120, 120, 120)
+        assert compare.width > 2 * 224 and len(compare.convert("RGB").getcolors(2**20)) > 10
+
+
+def environment(script: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(script.parents[1])}

@@ -1,4 +1,4 @@
-"""Semantic-SAM at a toy size: sizes of frames, batches of clicks, reading of maps, save and load, conversion."""
+"""Semantic-SAM at a toy size: sizes of frames, batches of clicks, reading of maps, save and load, proposals."""
 
 import math
 import re
@@ -6,10 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from fixtures_semantic_sam import EVERYTHING, SMALL, answer, clicks, largest, lively, picture, pixels
 from PIL import Image
 
 from combo_hf.proposals.configuration_semantic_sam import LEVEL_TOKENS, VARIANTS, SemanticSamConfig
-from combo_hf.proposals.convert_semantic_sam import RULES, check_variant, convert_semantic_sam
 from combo_hf.proposals.modeling_semantic_sam import SemanticSamModel, enlarge, inverse_sigmoid
 from combo_hf.proposals.modeling_semantic_sam_encoder import (
     ProjectedValues,
@@ -19,37 +19,8 @@ from combo_hf.proposals.modeling_semantic_sam_encoder import (
     value_maps,
     value_table,
 )
-from combo_hf.proposals.saving import save_converted_proposal_model
 from combo_hf.proposals.semantic_sam import SemanticSamAdapter, SemanticSamProposals
 from combo_hf.proposals_combo import get_proposal_generator
-
-
-SWIN = {"model_type": "swin", "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}
-SMALL = {
-    "backbone_config": SWIN,
-    "hidden_dim": 32,
-    "num_attention_heads": 4,
-    "encoder_layers": 2,
-    "encoder_feedforward_dim": 48,
-    "decoder_layers": 3,
-    "decoder_feedforward_dim": 40,
-}
-EVERYTHING = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0, "min_mask_region_area": 0}
-
-
-def lively(**overrides) -> SemanticSamModel:
-    """Random weights of a scale at which every part has a say."""
-    model = SemanticSamModel(SemanticSamConfig(**{**SMALL, **overrides})).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1 and not re.search("embed|tokens", name):
-                values /= math.sqrt(parameter[0].numel())
-            elif parameter.ndim == 1:
-                values = values * 0.1 + float(name.endswith("weight"))
-            parameter.copy_(values)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -62,28 +33,6 @@ def folder(model: SemanticSamModel, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("semantic-sam") / "modèle ü"
     model.save_pretrained(path)
     return str(path)
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    return Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def answer(model: SemanticSamModel, frames: torch.Tensor, points: torch.Tensor, levels=None):
-    with torch.no_grad():
-        return model(frames, points, levels)
-
-
-def clicks(count: int, frames: int = 1, seed: int = 1) -> torch.Tensor:
-    return torch.rand(frames, count, 2, generator=torch.Generator().manual_seed(seed))
-
-
-def pixels(height: int, width: int, frames: int = 1) -> torch.Tensor:
-    return torch.randn(frames, 3, height, width, generator=torch.Generator().manual_seed(2))
-
-
-def largest(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.float() - b.float()).abs().max())
 
 
 # -- configuration ---------------------------------------------------------
@@ -115,7 +64,26 @@ def test_released_sizes(variant, width, blocks, window):
     assert again.backbone_config.embed_dim == width and again.points_per_batch == 64
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"hidden_dim": 16},
+        {"num_attention_heads": 2},
+        {"deformable_points": 2},
+        {"encoder_layers": 1},
+        {"encoder_feedforward_dim": 24},
+        {"decoder_layers": 2},
+        {"decoder_feedforward_dim": 24},
+        {"level_tokens": [1, 0]},
+    ],
+)
+def test_sizes_shape_the_network(model, overrides):
+    smaller = SemanticSamModel(SemanticSamConfig(**{**SMALL, **overrides}))
+    assert smaller.num_parameters() < model.num_parameters()
+
+
 def test_unknown_variant():
+    assert set(VARIANTS) == {"tiny", "large"}
     with pytest.raises(ValueError, match="sizes .*'large', 'tiny'.*got 'huge'"):
         SemanticSamConfig.from_variant("huge")
 
@@ -382,187 +350,3 @@ def test_folder_of_another_model(tmp_path, model):
     model.config.backbone_config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="wanted weights of model type .?semantic_sam.*swin"):
         SemanticSamProposals.from_pretrained(tmp_path, device="cpu")
-
-
-# -- conversion ------------------------------------------------------------
-BLOCK = r"backbone\.swin\.encoder\.layers\.(\d)\.(blocks\.\d+)\."
-TO_OFFICIAL = [
-    (r"backbone\.swin\.embeddings\.patch_embeddings\.projection\.(.+)", r"backbone.patch_embed.proj.\1"),
-    (r"backbone\.swin\.embeddings\.norm\.(.+)", r"backbone.patch_embed.norm.\1"),
-    (r"backbone\.swin\.encoder\.layers\.(\d)\.downsample\.(.+)", r"backbone.layers.\1.downsample.\2"),
-    (BLOCK + r"layernorm_before\.(.+)", r"backbone.layers.\1.\2.norm1.\3"),
-    (BLOCK + r"layernorm_after\.(.+)", r"backbone.layers.\1.\2.norm2.\3"),
-    (BLOCK + r"mlp\.(.+)", r"backbone.layers.\1.\2.mlp.\3"),
-    (BLOCK + r"attention\.o_proj\.(.+)",
-     r"backbone.layers.\1.\2.attn.proj.\3"),
-    (BLOCK + r"attention\.relative_position_bias\.(.+)",
-     r"backbone.layers.\1.\2.attn.\3"),
-    (r"backbone\.hidden_states_norms\.stage1\.(.+)", r"backbone.norm0.\1"),
-    (r"backbone\.hidden_states_norms\.stage2\.(.+)", r"backbone.norm1.\1"),
-    (r"backbone\.hidden_states_norms\.stage3\.(.+)", r"backbone.norm2.\1"),
-    (r"backbone\.hidden_states_norms\.stage4\.(.+)", r"backbone.norm3.\1"),
-    (r"pixel_decoder\.input_projections\.(.+)", r"sem_seg_head.pixel_decoder.input_proj.\1"),
-    (r"pixel_decoder\.level_embed", r"sem_seg_head.pixel_decoder.transformer.level_embed"),
-    (r"pixel_decoder\.(layers\.\d)\.self_attn_layer_norm\.(.+)", r"ENCODER.\1.norm1.\2"),
-    (r"pixel_decoder\.(layers\.\d)\.final_layer_norm\.(.+)", r"ENCODER.\1.norm2.\2"),
-    (r"pixel_decoder\.(layers\.\d)\.fc(\d)\.(.+)", r"ENCODER.\1.linear\2.\3"),
-    (r"pixel_decoder\.(layers\.\d)\.self_attn\.(.+)", r"ENCODER.\1.self_attn.\2"),
-    (r"pixel_decoder\.lateral\.0\.(.+)", r"sem_seg_head.pixel_decoder.adapter_1.\1"),
-    (r"pixel_decoder\.lateral\.1\.(.+)", r"sem_seg_head.pixel_decoder.adapter_1.norm.\1"),
-    (r"pixel_decoder\.output\.0\.(.+)", r"sem_seg_head.pixel_decoder.layer_1.\1"),
-    (r"pixel_decoder\.output\.1\.(.+)", r"sem_seg_head.pixel_decoder.layer_1.norm.\1"),
-    (r"pixel_decoder\.mask_projection\.(.+)", r"sem_seg_head.pixel_decoder.mask_features.\1"),
-    (r"decoder\.(layers\.\d)\.out_proj\.(.+)", r"DECODER.\1.self_attn.out_proj.\2"),
-    (r"decoder\.(layers\.\d)\.self_attn_layer_norm\.(.+)", r"DECODER.\1.norm2.\2"),
-    (r"decoder\.(layers\.\d)\.cross_attn\.(.+)", r"DECODER.\1.cross_attn.\2"),
-    (r"decoder\.(layers\.\d)\.cross_attn_layer_norm\.(.+)", r"DECODER.\1.norm1.\2"),
-    (r"decoder\.(layers\.\d)\.fc(\d)\.(.+)", r"DECODER.\1.linear\2.\3"),
-    (r"decoder\.(layers\.\d)\.final_layer_norm\.(.+)", r"DECODER.\1.norm3.\2"),
-    (r"decoder\.position_mlp\.(.+)", r"sem_seg_head.predictor.decoder.ref_point_head.\1"),
-    (r"decoder\.layer_norm\.(.+)", r"sem_seg_head.predictor.decoder_norm.\1"),
-    (r"decoder\.box_head\.(.+)", r"sem_seg_head.predictor._bbox_embed.\1"),
-    (r"decoder\.mask_head\.(.+)", r"sem_seg_head.predictor.mask_embed.\1"),
-    (r"decoder\.iou_head\.(.+)", r"sem_seg_head.predictor.iou_prediction_head.\1"),
-    (r"decoder\.mask_tokens\.(.+)", r"sem_seg_head.predictor.mask_tokens.\1"),
-    (r"decoder\.label_embed\.(.+)", r"sem_seg_head.predictor.label_enc.\1"),
-    (r"decoder\.prompt_embed\.(.+)", r"sem_seg_head.predictor.pb_embedding.\1"),
-]  # fmt: skip
-
-
-def official(model: SemanticSamModel) -> dict[str, torch.Tensor]:
-    """The state dict under the names of the release, with the entries that are of no use to us."""
-    ours = model.state_dict()
-    found = {}
-    for name, tensor in ours.items():
-        if match := re.fullmatch(
-            r"backbone\.swin\.encoder\.layers\.(\d)\.(blocks\.\d+)\.attention\.q_proj\.(.+)", name
-        ):
-            joined = torch.cat([ours[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
-            found[f"backbone.layers.{match[1]}.{match[2]}.attn.qkv.{match[3]}"] = joined
-        elif match := re.fullmatch(r"decoder\.(layers\.\d)\.q_proj\.(.+)", name):
-            joined = torch.cat([ours[name.replace("q_proj", part)] for part in ("q_proj", "k_proj", "v_proj")])
-            found[f"DECODER.{match[1]}.self_attn.in_proj_{match[2]}"] = joined
-        elif not re.search(r"\.[kv]_proj\.|swin\.layernorm\.", name):
-            target = next(match.expand(new) for old, new in TO_OFFICIAL if (match := re.fullmatch(old, name)))
-            found[target] = tensor
-    found = {
-        name.replace("ENCODER", "sem_seg_head.pixel_decoder.transformer.encoder").replace(
-            "DECODER", "sem_seg_head.predictor.decoder"
-        ): tensor.clone()
-        for name, tensor in found.items()
-    }
-    for name in [name for name in found if "_bbox_embed" in name]:
-        found[name.replace("_bbox_embed", "decoder.bbox_embed.0")] = found[name]
-    found["sem_seg_head.predictor.decoder.norm.weight"] = found["sem_seg_head.predictor.decoder_norm.weight"]
-    found["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16, dtype=torch.long)
-    found["sem_seg_head.predictor.class_embed"] = torch.zeros(32, 8)
-    found["criterion.empty_weight"] = torch.ones(2)
-    return {f"model.{name}": tensor for name, tensor in found.items()}
-
-
-@pytest.mark.parametrize("form", ["file", "outer dict", "numpy", "no prefix", "half"])
-def test_conversion(model, tmp_path, form):
-    state = official(model)
-    if form == "half":
-        state = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
-    source = state
-    if form == "numpy":
-        source = {name: tensor.numpy() for name, tensor in state.items()}
-    elif form == "no prefix":
-        source = {name.removeprefix("model."): tensor for name, tensor in state.items()}
-    elif form != "half":
-        source = tmp_path / "swin.pth"
-        torch.save({"model": state, "iteration": 7} if form == "outer dict" else state, source)
-    converted, report = convert_semantic_sam(source, config=model.config)
-    assert not converted.training and converted.dtype == torch.float32
-    assert {name.removeprefix("model.") for name in state} == {*report.consumed, *report.dropped}
-    assert len(report.dropped) == 10 and len(report.missing) == 2
-    frames, points = pixels(40, 64), clicks(3)
-    difference = largest(answer(model, frames, points).mask_logits, answer(converted, frames, points).mask_logits)
-    assert difference == 0 or (form == "half" and difference < 1)
-
-
-def test_converted_folder(model, tmp_path):
-    converted, report = convert_semantic_sam(official(model), config=model.config)
-    path = save_converted_proposal_model(converted, report, tmp_path / "out")
-    generator = SemanticSamProposals.from_pretrained(path, device="cpu", points_per_side=2, **EVERYTHING)
-    mine = SemanticSamProposals(SemanticSamAdapter(model), points_per_side=2, **EVERYTHING)
-    assert np.array_equal(generator([picture(40, 50)])[0], mine([picture(40, 50)])[0])
-
-
-def without(state, part):
-    return {name: tensor for name, tensor in state.items() if part not in name}
-
-
-def changed(state, part, value):
-    (name,) = [name for name in state if name.endswith(part)]
-    return {**state, name: value(state[name])}
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda s: without(s, "pb_embedding"), "not a Semantic-SAM checkpoint.*lack .*pb_embedding"),
-        (lambda s: {"image_encoder.pos_embed": torch.zeros(1)}, "not a Semantic-SAM checkpoint.*image_encoder"),
-        (lambda s: without(s, "iou_prediction_head.layers.1"), "incomplete, 2 entries are missing: decoder.iou_head"),
-        (lambda s: {**s, "model.backbone.layers.0.blocks.7.norm1.weight": torch.ones(8)}, "larger than .*blocks.7"),
-        (lambda s: {**s, "model.sem_seg_head.predictor.hat": torch.ones(8)}, "1 entries are not of the released.*hat"),
-        (lambda s: changed(s, "mask_tokens.weight", lambda t: t[:5]), r"mask_tokens.weight: wanted shape \(6, 32\)"),
-        (lambda s: changed(s, "mask_tokens.weight", lambda t: t * float("nan")), "not finite; the checkpoint"),
-        (lambda s: changed(s, "decoder.bbox_embed.0.layers.1.bias", lambda t: t + 1), "differs from .*_bbox_embed"),
-        (lambda s: changed(s, "layers.3.blocks.0.attn.qkv.bias", lambda t: t[:-1]), "cannot be cut"),
-        (lambda s: {}, "holds no state dict"),
-    ],
-)  # fmt: skip
-def test_conversion_refuses(model, damage, message):
-    with pytest.raises(ValueError, match=message):
-        convert_semantic_sam(damage(official(model)), config=model.config)
-
-
-def test_damaged_files(model, tmp_path):
-    path = tmp_path / "swin.pth"
-    torch.save(official(model), path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match="swin.pth is truncated or not a PyTorch weight file"):
-        convert_semantic_sam(path)
-    with pytest.raises(ValueError, match="no such file"):
-        convert_semantic_sam(tmp_path / "none.pth")
-    torch.save({"model": official(model), "trainer": SemanticSamConfig}, path)  # a class: would be run when unpickled
-    with pytest.raises(ValueError, match="swin.pth (is truncated or not|holds a .*, which is no tensor)"):
-        convert_semantic_sam(path)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["swin.pth"]
-
-
-@pytest.mark.parametrize(
-    ("width", "blocks", "asked", "result"),
-    [
-        (96, 6, None, "tiny"),
-        (192, 18, "large", "large"),
-        (96, 6, "large", ValueError("'large' was asked for, but the checkpoint is 'tiny'")),
-        (192, 18, "tiny", ValueError("'tiny' was asked for, but the checkpoint is 'large'")),
-        (96, 18, None, ValueError("a Swin of width 96 with 18 blocks in stage 3, which was not released")),
-        (192, 5, None, ValueError("or the file is incomplete")),
-    ],
-)
-def test_variant_of_a_file(width, blocks, asked, result):
-    state = {f"backbone.layers.2.blocks.{index}.norm1.weight": torch.ones(1) for index in range(blocks)}
-    state["backbone.patch_embed.proj.weight"] = torch.empty(width, 3, 4, 4)
-    if isinstance(result, str):
-        assert check_variant(state, asked) == result
-    else:
-        with pytest.raises(ValueError, match=re.escape(str(result))):
-            check_variant(state, asked)
-
-
-def test_wrong_variant_is_told_before_the_weights_are_filled(model):
-    with pytest.raises(ValueError, match="width 8 with 2 blocks"):
-        convert_semantic_sam(official(model))
-    with pytest.raises(ValueError, match="sizes .*got 'base'"):
-        convert_semantic_sam(official(model), variant="base")
-
-
-def test_rules_are_all_used(model):
-    """No dead line in the table: every rule takes at least one name of the toy network."""
-    names = [name.removeprefix("model.") for name in official(model)]
-    assert all(any(re.fullmatch(pattern, name) for name in names) for pattern, _ in RULES)
-    assert set(VARIANTS) == {"tiny", "large"}
