@@ -66,6 +66,13 @@ def wait_until(child: int, reached: Any) -> bool:
     return True
 
 
+def made_after(path: Path, moment: float) -> bool:
+    try:
+        return path.stat().st_mtime > moment
+    except FileNotFoundError:
+        return False
+
+
 def count(folder: Path) -> int:
     log = folder / "metrics.jsonl"
     return len(log.read_bytes().splitlines()) if log.is_file() else 0
@@ -77,10 +84,11 @@ def kill_again_and_again(folder: Path, seed: int) -> None:
     os.waitpid(in_child(folder / "whole"), 0)
     parts = folder / "parts"
     for number in range(KILLS):
-        child, partial = in_child(parts), parts / ".partial-state"
+        started, partial = time.time(), parts / ".partial-state"
+        child = in_child(parts)
         if number % 2:
-            time.sleep(0.01)
-            alive = wait_until(child, partial.exists)  # a state is just being written
+            # a state is just being written, and not the one that the last kill left
+            alive = wait_until(child, lambda partial=partial, started=started: made_after(partial, started))
         else:
             goal = count(parts) + chance.randint(0, 4)
             alive = wait_until(child, lambda goal=goal: count(parts) > goal)
