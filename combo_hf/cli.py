@@ -6,6 +6,7 @@ Bad input ends with exit code 2 and one line on stderr, Ctrl-C with 130; `--debu
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted, nothing partial was left", file=sys.stderr)
+        if argv is None:  # the process ends: a last look through torch's objects would take seconds
+            gc.freeze()
         return 130
     except BAD_INPUT as error:
         if arguments.debug:

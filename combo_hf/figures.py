@@ -106,3 +106,18 @@ def clip_result(pipe: Any, clip: Any, silent: bool = False) -> list[dict[str, An
     audio = np.zeros_like(clip.waveform) if silent else clip.waveform
     inputs = {"frames": list(clip.frames), "audio": audio, "sampling_rate": clip.sampling_rate}
     return pipe(inputs, return_maps=True)["frames"]
+
+
+def prediction_gallery(found: Any) -> list[tuple[Image.Image, str]]:
+    """Frame, Maskige (where there is one), heat map and mask of every frame kept by a `Prediction`, with captions."""
+    pictures = []
+    colors = class_colors(len(found.result["labels"]))
+    for frame in found.kept:
+        time, names = f"{frame['timestamp']:.1f} s", ", ".join(part["label"] for part in frame["segments"])
+        marked = overlay(frame["image"].convert("L").convert("RGB"), frame["label_map"], colors, alpha=0.65)
+        pictures.append((frame["image"], f"{time} frame"))
+        if frame.get("maskige") is not None:
+            pictures.append((frame["maskige"].resize(frame["image"].size), f"{time} Maskige"))
+        pictures.append((heat_map(frame["image"], frame["heat_map"]), f"{time} heat map"))
+        pictures.append((marked, f"{time} {names or 'nothing sounds'}"))
+    return pictures

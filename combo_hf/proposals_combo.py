@@ -113,7 +113,7 @@ def get_proposal_generator(source: Any) -> ProposalGenerator:
 
     Raises:
         ValueError: the name is not known.
-        TypeError: neither name, dict nor callable.
+        TypeError: neither name, dict nor callable, or an option that the generator does not have.
     """
     if callable(source):
         return source
@@ -130,7 +130,13 @@ def get_proposal_generator(source: Any) -> ProposalGenerator:
             f"proposal_generator: {source['name']!r} is not known here, wanted one of {sorted(known)}. Further models "
             "come with the installed package combo_hf; or pass a callable that maps frames to boolean masks."
         )
-    return known[source["name"]](**parameters)
+    try:
+        return known[source["name"]](**parameters)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        option = str(error).rpartition("argument ")[2]
+        raise TypeError(f"proposal_generator: {source['name']!r} has no option {option}.") from error
 
 
 def _optional_generators() -> dict[str, Any]:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
 import queue
+import re
 import shutil
 import sys
 import tempfile
 import threading
+import weakref
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +33,19 @@ except ModuleNotFoundError:  # a bare clone
 
 import gradio as gr
 
+from combo_hf.figures import prediction_gallery
 from combo_hf.media_combo import MediaError, probe_media
 from combo_hf.prediction import predict_to_folder
-from combo_hf.visualization import class_colors, draw_timeline, heat_map, overlay
+from combo_hf.visualization import draw_timeline
 
 
 SUPERPIXELS = "superpixels"
 EVERYTHING_AT = 12  # frames of the gallery, evenly spread
 MAX_FPS = 5
 KEEP_FILES_S = 3600
+KEEP_MASKS = 1000  # frames whose masks stay in the cache: at most about 300 MB
+LOOK_S = 1.0  # how often it is looked whether the visitor is still there
+LOG = logging.getLogger("combo_space")
 WORKER = "combo-segment"
 TITLE = "Which pixels make this sound?"
 CSS = """
@@ -94,13 +102,18 @@ def proposal_sources(text: str) -> dict[str, str]:
     """`"sam=folder,mobile_sam=org/name"` -> name: folder or Hub id.
 
     Raises:
-        ValueError: an entry without `=`.
+        ValueError: an entry without `=`, or a name that is no proposal model.
     """
+    from combo_hf.proposals import PROPOSAL_GENERATORS
+
+    known = sorted(set(PROPOSAL_GENERATORS) - {"cached"})
     sources = {}
     for entry in filter(None, (part.strip() for part in text.split(","))):
         name, mark, source = entry.partition("=")
         if not (name.strip() and mark and source.strip()):
             raise ValueError(f"COMBO_PROPOSALS: wanted name=folder or Hub id, got {entry!r}.")
+        if name.strip() not in known:
+            raise ValueError(f"COMBO_PROPOSALS: wanted one of {', '.join(known)}, got {name.strip()!r}.")
         sources[name.strip()] = source.strip()
     return sources
 
@@ -112,18 +125,18 @@ class Segmenter:
         pipe: [`AudioVisualSegmentationPipeline`].
         proposals: further proposal models, name -> folder or Hub id; loaded when first asked for.
         limits: what is refused.
+        cache: folder for the masks of these models; default: a temporary one, removed at the end.
     """
 
-    def __init__(self, pipe: Any, proposals: Mapping[str, str], limits: Limits) -> None:
-        self.proposals = dict(proposals)
-        self.limits = limits
-        self._pipes = {SUPERPIXELS: pipe}
-        self._lock = threading.Lock()
+    def __init__(self, pipe: Any, proposals: Mapping[str, str], limits: Limits, cache: str | None = None) -> None:
+        self.pipe, self.proposals, self.limits, self._cache = pipe, dict(proposals), limits, cache
+        self._generators: dict[str, Any] = {}
+        self._turn = threading.Lock()
 
     @property
     def classes(self) -> list[str]:
         """Labels without the background."""
-        labels = self._pipes[SUPERPIXELS].model.config.id2label
+        labels = self.pipe.model.config.id2label
         return [labels[index] for index in sorted(labels) if int(index) > 0]
 
     def check(self, video: Any, proposals: str, fps: Any, classes: Any) -> Path:
@@ -142,6 +155,8 @@ class Segmenter:
         if unknown:
             raise gr.Error(f"These weights do not know {', '.join(sorted(map(str, unknown)))}.", print_exception=False)
         path = Path(video)
+        if not path.is_file():
+            raise gr.Error("The video is not here any more; choose it again.", print_exception=False)
         if path.stat().st_size > self.limits.megabytes * 1e6:
             raise gr.Error(f"The file is larger than {self.limits.megabytes} MB.", print_exception=False)
         try:
@@ -155,19 +170,44 @@ class Segmenter:
             raise gr.Error(f"The picture is {facts.width} x {facts.height}; make it smaller.", print_exception=False)
         return path
 
-    def pipe_with(self, proposals: str) -> Any:
-        """The pipeline with this proposal model."""
-        with self._lock:
-            if proposals not in self._pipes:
-                from combo_hf.proposals_combo import get_proposal_generator
+    def pipe_with(self, proposals: str, check: Callable[[], None]) -> Any:
+        """The pipeline with this proposal model; `check` is called before every frame.
 
-                pipe = copy.copy(self._pipes[SUPERPIXELS])
-                pipe.processor = copy.copy(pipe.processor)
-                pipe.processor.proposal_generator = get_proposal_generator(
-                    {"name": proposals, "model": self.proposals[proposals]}
+        Raises:
+            gr.Error: the model cannot be loaded.
+        """
+        pipe = copy.copy(self.pipe)
+        if pipe.model.config.use_maskige:
+            generator = self._generator(proposals)
+
+            def watched(frames: list[Any]) -> list[Any]:
+                check()  # the processor comes with one frame at a time
+                return generator(frames)
+
+            pipe.processor = copy.copy(pipe.processor)
+            pipe.processor.proposal_generator = watched
+        return pipe
+
+    def _generator(self, name: str) -> Any:
+        from combo_hf.proposals_combo import get_proposal_generator
+
+        if name == SUPERPIXELS:
+            own = self.pipe.processor.proposal_generator
+            return own if getattr(own, "name", None) == SUPERPIXELS else get_proposal_generator(SUPERPIXELS)
+        if name not in self._generators:
+            model = {"name": name, "model": self.proposals[name]}
+            try:
+                if self._cache is None:
+                    self._cache = tempfile.mkdtemp(prefix="combo-masks-")
+                    weakref.finalize(self, shutil.rmtree, self._cache, ignore_errors=True)
+                self._generators[name] = get_proposal_generator(
+                    {"name": "cached", "generator": model, "folder": str(self._cache), "max_entries": KEEP_MASKS}
                 )
-                self._pipes[proposals] = pipe
-            return self._pipes[proposals]
+            except Exception:  # it may name folders of this machine
+                LOG.exception("proposal model %s", name)
+                text = f"The proposal model {name!r} cannot be used here at the moment; choose another."
+                raise gr.Error(text, print_exception=False) from None
+        return self._generators[name]
 
     def run(
         self,
@@ -181,59 +221,56 @@ class Segmenter:
         path = self.check(video, proposals, fps, classes)
         progress(0, desc="Reading the video")
         done: queue.Queue[tuple[str, Any]] = queue.Queue()
-        stop = threading.Event()
+        stop, folder = threading.Event(), Path(tempfile.mkdtemp(prefix="combo-result-"))
 
-        def report(count: int, total: int | None) -> None:
+        def check(*counts: Any) -> None:
             if stop.is_set():
                 raise Stopped
-            done.put(("progress", (count, total)))
+            if counts:
+                done.put(("progress", counts))
 
         def work() -> None:
             try:
-                done.put(("result", self._segment(path, proposals, int(fps), classes, report)))
+                with self._turn:  # who has just been stopped may still be busy with a frame
+                    check()
+                    pipe = self.pipe_with(proposals, check)
+                    options = {"fps": int(fps), "classes": classes or None, "progress": check}
+                    done.put(("result", self._segment(pipe, path, folder, **options)))
             except BaseException as error:  # carried over to the visitor's thread
                 done.put(("error", error))
-
-        threading.Thread(target=work, name=WORKER, daemon=True).start()
-        folder = None
-        try:
-            while True:
-                kind, value = done.get()
-                if kind == "result":
-                    folder, outputs = value
-                    yield outputs  # when this goes on, gradio has its own copies
-                    return
-                if kind == "error":
-                    raise self._in_words(value, path) from None
-                progress(value, desc="Segmenting", unit="windows")
-                yield (gr.skip(),) * 5  # lets a visitor who has gone end this
-        finally:
-            stop.set()
-            if folder is not None:
+            if stop.is_set():
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _segment(
-        self, path: Path, proposals: str, fps: int, classes: list[str], report: Any
-    ) -> tuple[Path, tuple[Any, ...]]:
-        folder = Path(tempfile.mkdtemp(prefix="combo-result-"))
+        threading.Thread(target=work, name=WORKER, daemon=True).start()
         try:
-            found = predict_to_folder(
-                self.pipe_with(proposals), path, folder, "combo", fps=fps, masks=True, summary=True,
-                keep=EVERYTHING_AT, classes=classes or None, progress=report)  # fmt: skip
-            archive = _zip(found.files["masks"], folder / "combo_masks.zip")
-            files = [str(found.files["overlay"]), str(archive), str(found.files["json"])]
-            duration = max(probe_media(path).duration, found.seconds)
-            picture = draw_timeline(found.result, found.peaks, duration)
-            return folder, (files[0], _text(found, path), picture, _gallery(found), files)
-        except BaseException:
+            for kind, value in _messages(done):
+                if kind == "error":
+                    raise self._in_words(value, path) from None
+                if kind == "progress":
+                    progress(value, desc="Segmenting", unit="windows")
+                # Yielding lets a visitor who has gone end this; after the result gradio has its own copies.
+                yield value if kind == "result" else (gr.skip(),) * 5
+        finally:
+            stop.set()
             shutil.rmtree(folder, ignore_errors=True)
-            raise
+
+    @staticmethod
+    def _segment(pipe: Any, path: Path, folder: Path, **options: Any) -> tuple[Any, ...]:
+        found = predict_to_folder(
+            pipe, path, folder, "combo", masks=True, summary=True, keep=EVERYTHING_AT, **options)  # fmt: skip
+        archive = _zip(found.files["masks"], folder / "combo_masks.zip")
+        files = [str(found.files["overlay"]), str(archive), str(found.files["json"])]
+        picture = draw_timeline(found.result, found.peaks, max(probe_media(path).duration, found.seconds))
+        return files[0], _text(found, path), picture, prediction_gallery(found), files
 
     @staticmethod
     def _in_words(error: BaseException, path: Path) -> BaseException:
-        if isinstance(error, (MediaError, ValueError, OSError, ImportError)):
+        if isinstance(error, (Stopped, gr.Error)):
+            return error
+        if isinstance(error, MediaError):
             return gr.Error(_plain(error, path), print_exception=False)
-        return error if isinstance(error, Stopped) else gr.Error("Something went wrong here; it has been noted.")
+        LOG.error("a video could not be segmented", exc_info=error)  # its message may name folders of this machine
+        return gr.Error("Something went wrong here; it has been noted.", print_exception=False)
 
 
 def build_demo(
@@ -243,23 +280,20 @@ def build_demo(
 
     Args:
         pipe: [`AudioVisualSegmentationPipeline`]; default that of `COMBO_MODEL`, or the bundled weights.
-        proposals: further proposal models, name -> folder or Hub id; default those of `COMBO_PROPOSALS`.
-        limits: default those of the environment.
+        proposals, limits: as for [`Segmenter`]; default those of the environment.
     """
-    model = os.environ.get("COMBO_MODEL")
-    pipe = combo_hf.load_pipeline(model) if pipe is None else pipe
+    pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     proposals = proposal_sources(os.environ.get("COMBO_PROPOSALS", "")) if proposals is None else proposals
     limits = Limits.from_environment() if limits is None else limits
-    segment = Segmenter(pipe, proposals, limits)
+    segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))
     bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.BUNDLED_MODEL
     with gr.Blocks(title=TITLE, delete_cache=(600, KEEP_FILES_S), analytics_enabled=False) as demo:
         gr.Markdown(_introduction(limits, bundled))
         with gr.Row():
             with gr.Column(min_width=300):
                 video = gr.Video(label="Video with sound", sources=["upload", "webcam"], elem_id="video")
-                names = [SUPERPIXELS, *proposals]
                 generator = gr.Dropdown(
-                    names, value=SUPERPIXELS, label="Proposal model (Maskige)", elem_id="proposals"
+                    [SUPERPIXELS, *proposals], value=SUPERPIXELS, label="Proposal model (Maskige)", elem_id="proposals"
                 )
                 fps = gr.Slider(1, MAX_FPS, value=1, step=1, label="Frames per second", elem_id="fps")
                 classes = gr.Dropdown(segment.classes, multiselect=True, label="Only these (empty: all)")
@@ -287,10 +321,9 @@ def build_demo(
         )
         stop.click(None, cancels=[event], api_name=False)
         if bundled:
-            clip = str(combo_hf.ASSETS / "demo_clip.mp4")
             gr.Examples(
-                [[clip, SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.run, cache_examples=True, cache_mode="lazy",
-                label="A synthetic clip", api_name=False)  # fmt: skip
+                [[str(combo_hf.ASSETS / "demo_clip.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.run,
+                cache_examples=True, cache_mode="lazy", label="A synthetic clip", api_name=False)  # fmt: skip
     demo.queue(max_size=limits.queue)
     demo.combo_launch = {
         "max_file_size": f"{limits.megabytes}mb",
@@ -329,18 +362,14 @@ def _text(found: Any, path: Path) -> str:
     return "\n\n".join(lines)
 
 
-def _gallery(found: Any) -> list[tuple[Any, str]]:
-    pictures = []
-    colors = class_colors(len(found.result["labels"]))
-    for frame in found.kept:
-        time, names = f"{frame['timestamp']:.1f} s", ", ".join(part["label"] for part in frame["segments"])
-        marked = overlay(frame["image"].convert("L").convert("RGB"), frame["label_map"], colors, alpha=0.65)
-        pictures.append((frame["image"], f"{time} frame"))
-        if frame.get("maskige") is not None:
-            pictures.append((frame["maskige"].resize(frame["image"].size), f"{time} Maskige"))
-        pictures.append((heat_map(frame["image"], frame["heat_map"]), f"{time} heat map"))
-        pictures.append((marked, f"{time} {names or 'nothing sounds'}"))
-    return pictures
+def _messages(done: queue.Queue) -> Iterator[tuple[str, Any]]:
+    """What is put into a queue up to `"result"`; `"nothing"` every `LOOK_S` seconds meanwhile."""
+    kind = ""
+    while kind != "result":
+        kind, value = "nothing", None
+        with suppress(queue.Empty):
+            kind, value = done.get(timeout=LOOK_S)
+        yield kind, value
 
 
 def _zip(source: Path, target: Path) -> Path:
@@ -351,14 +380,19 @@ def _zip(source: Path, target: Path) -> Path:
 
 
 def _plain(error: Any, path: Path) -> str:
-    """A message without the name that the file has on this machine."""
+    """A message without names of files on this machine."""
     text = " ".join(str(error).split("\n")[0].split()).replace(str(path), "the video").replace(path.name, "the video")
+    text = re.sub(r"(?<![\w./])(?:[A-Za-z]:\\|/)[^\s'\",;:]+", "a file", text)
     return f"{text[:1].upper()}{text[1:300]}"
 
 
 def main() -> None:
-    """Run the page."""
-    launch(build_demo(), server_name=os.environ.get("GRADIO_SERVER_NAME"), show_error=True)
+    """Run the page. Visitors see the messages of `gr.Error`, and of no other error."""
+    try:
+        demo = build_demo()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"space/app.py: {error}") from error
+    launch(demo, server_name=os.environ.get("GRADIO_SERVER_NAME"))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,7 +80,11 @@ def reason(error: Exception) -> str:
     """One line, without the machinery of the exception."""
     if isinstance(error, OSError) and error.strerror:
         return f"{Path(str(error.filename)).name}: {error.strerror}" if error.filename else error.strerror
-    return " ".join((str(error).strip() or type(error).__name__).split("\n")[0].split())
+    text = str(error).strip() or type(error).__name__
+    if text.startswith("Caught ") and "DataLoader worker process" in text:  # the error itself follows its traceback
+        found = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", text, re.MULTILINE)
+        text = found[-1] if found else text
+    return " ".join(text.split("\n")[0].split())
 
 
 @contextmanager

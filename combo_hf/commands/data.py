@@ -16,12 +16,13 @@ SPLITS = ("train", "val", "test")
 
 def synthesize(arguments: argparse.Namespace) -> None:
     """Write synthetic clips with their ground truth."""
-    counts = {arguments.split: arguments.clips}
+    splits = arguments.split or (SPLITS if arguments.layout == "official" else ("test",))
+    counts = dict.fromkeys(splits, arguments.clips)
     if arguments.layout == "official":
         from combo_hf.data.synthetic_layouts import write_official
 
         folder = write_official(arguments.output, arguments.kind, counts, arguments.seed, maskiges=arguments.maskiges)
-        print(f"{arguments.clips} clip(s) of kind {arguments.kind} in the folders of AVSBench: {folder}")
+        print(f"{sum(counts.values())} clip(s) of kind {arguments.kind} in the folders of AVSBench: {folder}")
         return
     from combo_hf.data.synthetic import write_dataset
 
@@ -34,7 +35,7 @@ def synthesize(arguments: argparse.Namespace) -> None:
         maskiges=arguments.maskiges,
         progress=sys.stderr.isatty(),
     )
-    print(f"{arguments.clips} clip(s) of kind {arguments.kind} in {folder}; clips.jsonl says what sounds when")
+    print(f"{sum(counts.values())} clip(s) of kind {arguments.kind} in {folder}; clips.jsonl says what sounds when")
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -101,8 +102,10 @@ def _register_synthesize(group: Any) -> None:
     command = add_command(group, "synthesize", synthesize, "make clips whose ground truth is known", example)
     command.add_argument("--output", type=Path, required=True, help="folder for the clips")
     command.add_argument("--kind", default="ms3", help="s4 (one source), ms3 (several), avss (with classes)")
-    command.add_argument("--split", default="test", help="train, val or test")
-    command.add_argument("--clips", type=positive, default=4, help="how many, default 4")
+    command.add_argument(
+        "--split", nargs="+", help="train, val, test, or several; default test, with --layout official all three"
+    )
+    command.add_argument("--clips", type=positive, default=4, help="how many in each split, default 4")
     command.add_argument("--seed", type=int, default=0, help="other seeds give other clips, default 0")
     command.add_argument("--rows", action="store_true", help="also parquet rows with masks, to train on")
     command.add_argument(

@@ -40,8 +40,9 @@ def predict(arguments: argparse.Namespace) -> int:
     from combo_hf import load_pipeline
     from combo_hf.prediction import predict_to_folder
 
+    options = _generator(arguments.proposals, arguments.device)
     with named(arguments.model or "bundled weights"):
-        pipe = load_pipeline(arguments.model, device=arguments.device, **arguments.proposals)
+        pipe = load_pipeline(arguments.model, device=arguments.device, **options)
     failed = False
     for source, name in _unique_names(arguments.source):
         try:
@@ -101,7 +102,7 @@ def register(commands: Any) -> None:
     command.add_argument("--output", type=Path, required=True, help="folder for the results")
     command.add_argument("--model", help="folder or Hub id; default: the bundled weights (synthetic scenes only)")
     text = "proposal model, NAME or NAME=folder or Hub id (mobile_sam=my-mobile-sam); default: what the model says"
-    command.add_argument("--proposals", type=_proposals, default={}, metavar="NAME[=MODEL]", help=text)
+    command.add_argument("--proposals", type=_proposals, metavar="NAME[=MODEL]", help=text)
     command.add_argument("--classes", nargs="+", metavar="LABEL", help="only these; default: all the model knows")
     command.add_argument("--fps", type=positive, default=1, help="frames per second to segment, default 1")
     command.add_argument("--batch-size", type=positive, default=1, help="windows per batch, default 1")
@@ -119,7 +120,20 @@ def _proposals(text: str) -> dict[str, Any]:
     name, mark, model = text.partition("=")
     if not name or (mark and not model):
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=folder or Hub id")
-    return {"proposal_generator": {"name": name, "model": model} if mark else {"name": name}}
+    return {"name": name, "model": model} if mark else {"name": name}
+
+
+def _generator(proposals: dict[str, Any] | None, device: str | None) -> dict[str, Any]:
+    from combo_hf.proposals_combo import get_proposal_generator
+
+    if proposals is None:
+        return {}
+    placed = {"device": device} if device and "model" in proposals else {}
+    with named("--proposals"):
+        try:
+            return {"proposal_generator": get_proposal_generator({**proposals, **placed})}
+        except TypeError as error:  # weights for a generator that has none
+            raise InputError(f"--proposals: {error}") from error
 
 
 def _unique_names(sources: Sequence[str]) -> Iterator[tuple[str, str]]:

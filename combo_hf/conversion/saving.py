@@ -32,7 +32,7 @@ def save_converted(model: Any, report: ConversionReport, output_dir: str | Path,
         from ..processing_combo import ComboProcessor
 
         side = model.config.image_size
-        images = ComboImageProcessor(size={"height": side, "width": side})
+        images = ComboImageProcessor(size={"height": side, "width": side}, num_labels=model.config.num_labels)
         processor = ComboProcessor(images, num_frames=model.config.num_frames)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -40,7 +41,8 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: i
     try:
         waiting: set[Future] = set()
         for task in tasks:
-            waiting.add(pool.submit(_call, work, task))
+            with _interrupts_kept_back():
+                waiting.add(pool.submit(_call, work, task))
             if len(waiting) >= 4 * num_processes:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -58,6 +60,20 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: i
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_kept_back() -> Iterator[None]:
+    """Processes started meanwhile never get the Ctrl-C that a terminal sends to all, not even while they still import;
+    this one gets it at the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _call(work: Callable[[Any], Any], task: Any) -> Any:

@@ -154,6 +154,8 @@ def check_model_type(name: str, model: str, *wanted: str) -> None:
     """Raise `ValueError` unless the configuration of a folder or repository is of a wanted type."""
     from transformers import PretrainedConfig
 
+    if not Path(model).is_dir() and (model.startswith((".", "~", "/")) or "\\" in model or model.count("/") > 1):
+        raise ValueError(f"{name}: {model}: no such folder; give a folder with config.json or a Hub id (org/name).")
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         raise ValueError(f"{name}: {model} holds no config.json; convert an official file with combo-hf first.")
     found = PretrainedConfig.get_config_dict(model)[0].get("model_type")

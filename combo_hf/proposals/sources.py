@@ -117,10 +117,10 @@ def find_groups(source: str | Path, fps: int = 1, size: tuple[int, int] | None =
     if groups:
         return groups
     files = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
+    films = [path for path in files if path.suffix.lower() in FILMS]
     groups = [
-        Group(str(path.relative_to(source).with_suffix("")).replace("/", "-"), (path,), (), fps, size or (SIDE, SIDE))
-        for path in files
-        if path.suffix.lower() in FILMS
+        Group(name, (path,), (), fps, size or (SIDE, SIDE))
+        for name, path in zip(_film_names(source, films), films, strict=True)
     ]
     by_folder: dict[Path, list[Group]] = {}
     for path in files:
@@ -144,6 +144,23 @@ def natural(name: str) -> tuple[object, ...]:
             digits = not digits
         parts[-1] += letter
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
+
+
+def _film_names(source: Path, films: list[Path]) -> list[str]:
+    """Names of films: path with dashes; where two would meet (a.mp4, a.mkv) these keep their ending.
+
+    Raises:
+        ValueError: two films still have the same name (a/b.mp4 and a-b.mp4, each beside a b.mkv).
+    """
+    short = ["-".join(path.relative_to(source).with_suffix("").parts) for path in films]
+    names = [
+        name + path.suffix.replace(".", "-") if short.count(name) > 1 else name
+        for name, path in zip(short, films, strict=True)
+    ]
+    for name, path in zip(names, films, strict=True):
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: the Maskiges of another film would get the same names; rename one of them.")
+    return names
 
 
 def _picture(path: Path, root: Path, size: tuple[int, int] | None) -> Group:

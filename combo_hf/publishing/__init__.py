@@ -10,7 +10,7 @@ print(publish(publication, private=True))
 
 from .card import Origin, build_card, find_origin
 from .plan import Publication, PublishedFile, plan_publication
-from .upload import Published, publish, resolve_repo_id
+from .upload import Published, check_access, publish, resolve_repo_id
 
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Published",
     "PublishedFile",
     "build_card",
+    "check_access",
     "find_origin",
     "plan_publication",
     "publish",

@@ -90,6 +90,35 @@ def resolve_repo_id(repo_id: str, token: str | None = None) -> str:
     return repo_id if "/" in repo_id else f"{user}/{repo_id}"
 
 
+def check_access(repo_id: str, *, private: bool = False, token: str | None = None) -> None:
+    """Find before a long run what would stop a publication at its end; makes and sends nothing.
+
+    Args:
+        repo_id: `owner/name`.
+        private: as in [`publish`].
+        token: default: that of `hf auth login` or `HF_TOKEN`.
+
+    Raises:
+        PermissionError: no token, or one that is not valid.
+        ValueError: `private` and the repository is public.
+        ConnectionError: the Hub cannot be reached.
+        OSError: any other answer of the Hub, in its words.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    resolve_repo_id(repo_id, token)
+    try:
+        info = _ask(_api(token).model_info, repo_id)
+    except RepositoryNotFoundError:
+        return
+    _check_private(repo_id, private, info)
+
+
+def _check_private(repo_id: str, private: bool, info: Any) -> None:
+    if private and not info.private:
+        raise ValueError(f"{repo_id} exists and is public; make it private on the Hub first, or choose another name.")
+
+
 def _api(token: str | None) -> Any:
     from huggingface_hub import HfApi
 
@@ -106,8 +135,7 @@ def _prepare(api: Any, repo_id: str, private: bool) -> tuple[str, bool]:
         # None leaves it to the owner's own default.
         _ask(api.create_repo, repo_id, private=private or None, exist_ok=True)
         return _ask(api.model_info, repo_id).sha, False
-    if private and not info.private:
-        raise ValueError(f"{repo_id} exists and is public; make it private on the Hub first, or choose another name.")
+    _check_private(repo_id, private, info)
     return info.sha, True
 
 

@@ -154,13 +154,18 @@ def run_recipe(recipe: TrainingRecipe, output: str | Path, resume: bool = False,
         output (`str` or `Path`), resume (`bool`), cpu (`bool`): see [`train`].
 
     Raises:
-        As [`train`], [`build_model`] and [`build_data`]; of a push, what `huggingface_hub` raises.
+        As [`train`], [`build_model`] and [`build_data`]; of a push, as [`check_access`] before the training and
+        [`push_checkpoint`] after it.
     """
     output = Path(output)
     check_output(output, resume)  # before clips are made
+    processes = join_processes(cpu)
+    if recipe.push_to_hub is not None and processes.is_main_process:
+        from combo_hf.publishing import check_access
+
+        check_access(recipe.push_to_hub, private=recipe.push_private)  # not after days of training
     model = build_model(recipe.model, recipe.seed, **label_names(recipe))
     # One process makes the clips and fills the cache, from which the others read them.
-    processes = join_processes(cpu)
     with processes.local_main_process_first():
         train_set, validation_set = build_data(recipe, model.config)
     result = train(model, train_set, recipe, output, validation_set, build_processor(model.config), resume, cpu)
@@ -169,30 +174,27 @@ def run_recipe(recipe: TrainingRecipe, output: str | Path, resume: bool = False,
     return result
 
 
-def push_checkpoint(folder: Path, repository: str, private: bool = True) -> str:
-    """Upload a checkpoint folder to the Hub, as one commit.
+def push_checkpoint(folder: str | Path, repository: str, private: bool = True) -> str:
+    """Publish a checkpoint on the Hub: what `combo-hf push` publishes and nothing else of the folder, as one commit.
 
     Args:
-        folder (`Path`): with config.json and weights.
+        folder (`str` or `Path`): with config.json, processor and weights.
         repository (`str`): owner/name; made if it does not exist.
-        private (`bool`): make a new one a private one.
+        private (`bool`): nobody else may see it; an existing repository that is public is then an error.
 
     Returns:
-        Address of the commit.
+        Address of the repository.
 
     Raises:
         FileNotFoundError: no checkpoint there.
         OSError: the Hub refuses, or cannot be reached; the training's files are kept.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from combo_hf.publishing import plan_publication, publish, resolve_repo_id
 
-    if not (folder / "config.json").is_file():
+    if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"{folder}: no checkpoint to push.")
-    interface = HfApi()
     try:
-        interface.create_repo(repository, private=private, exist_ok=True)
-        commit = interface.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Upload COMBO")
-    except (HfHubHTTPError, OSError) as error:
-        raise OSError(f"push to {repository} failed ({error}); the checkpoint is kept in {folder}.") from error
-    return str(commit)
+        return publish(plan_publication(folder, resolve_repo_id(repository)), private=private).url
+    except (ValueError, OSError) as error:
+        again = f"combo-hf push {folder} {repository}{' --private' if private else ''}"
+        raise OSError(f"push failed: {error} The checkpoint is kept; to go on: {again}") from error

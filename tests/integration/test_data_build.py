@@ -195,6 +195,18 @@ def test_killed_worker() -> None:
         list(run_tasks(os._exit, [1, 2, 3], num_processes=2))
 
 
+def _blocked(_task: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
+def test_interrupts_go_to_the_owner_alone() -> None:
+    """Else workers that still import would answer a Ctrl-C with a traceback each."""
+    assert list(run_tasks(_blocked, [1, 2, 3], num_processes=2)) == [True, True, True]
+    assert not _blocked(0)
+
+
 def test_interrupted(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of a file: nothing partial remains, and the next run gives the same bytes."""
     import combo_hf.data.avsbench_build as module
@@ -349,9 +361,9 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["data", "check", str(root)]) == 0
     assert "0 error(s), 3 note(s)" in capsys.readouterr().out
     assert main(["data", "check", str(root), "--strict", "--quick"]) == 1
-    build = ["data", "build", "--subset", "s4", "--root", str(root), "--output", str(output), "--splits", "test"]
+    build = ["data", "build", "--subset", "s4", "--root", str(root), "--output", str(output)]
     assert main(build) == 0
-    assert "s4: test 2 rows" in capsys.readouterr().out
+    assert "s4: train 2, val 2, test 2 rows" in capsys.readouterr().out
     assert main([*build, "--push-to-hub", "me/x"]) == 2
     assert "--private" in capsys.readouterr().err
     table = pyarrow.parquet.read_table(output / "data" / "s4" / "test-00000-of-00001.parquet")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import runpy
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from combo_hf.training import (
     build_data,
     build_model,
     building,
-    push_checkpoint,
     run_recipe,
     train,
 )
@@ -110,37 +110,6 @@ def test_vggish_is_frozen_or_trained(tmp_path: Path, frozen: bool):
     assert bool(changed) is not frozen
 
 
-class Hub:
-    """Stands for `huggingface_hub.HfApi`."""
-
-    calls: list = []
-    refuses = False
-
-    def create_repo(self, repository: str, private: bool, exist_ok: bool) -> None:
-        if self.refuses:
-            raise OSError("403 Forbidden")
-        self.calls.append(("create", repository, private, exist_ok))
-
-    def upload_folder(self, repo_id: str, folder_path: str, commit_message: str) -> str:
-        self.calls.append(("upload", repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
-        return "address"
-
-
-def test_push(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr(building, "build_data", lambda recipe, config: (clips(2), clips(2)))
-    plan = recipe(max_steps=1, push_to_hub="me/combo", push_private=False)
-    run_recipe(plan, tmp_path / "run", cpu=True)
-    assert Hub.calls[0] == ("create", "me/combo", False, True)
-    assert Hub.calls[1][:2] == ("upload", "me/combo")
-    assert {"config.json", "model.safetensors", "processor_config.json"} <= set(Hub.calls[1][2])
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        push_checkpoint(tmp_path, "me/combo")
-    monkeypatch.setattr(Hub, "refuses", True)
-    with pytest.raises(OSError, match="kept in"):
-        push_checkpoint(tmp_path / "run" / "best", "me/combo")
-
-
 def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(building, "build_data", lambda recipe, config: (clips(2), clips(2)))
     recipe(max_steps=1).save(tmp_path / "plan.yaml")
@@ -162,6 +131,17 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr("combo_hf.training.run_recipe", broken)
     assert command.train(parse(*words)) == 1
     assert capsys.readouterr().err == "combo-hf: error: the loss of step 3 is nan; clips: a, b\n"
+
+
+def test_example_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(
+        "sys.argv", ["train.py", "--recipe", str(tmp_path / "no.yaml"), "--output", str(tmp_path / "x")]
+    )
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(EXAMPLES / "train.py"), run_name="__main__")
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("combo-hf: error: ") and "no.yaml" in error and error.count("\n") == 1
 
 
 @pytest.fixture

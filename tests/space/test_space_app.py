@@ -77,7 +77,14 @@ def test_limits(app, environment, expected, error):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", {}), (" sam = org/sam , x=folder", {"sam": "org/sam", "x": "folder"}), ("sam", None), ("=a", None)],
+    [
+        ("", {}),
+        (" sam = org/sam , edgetam=folder", {"sam": "org/sam", "edgetam": "folder"}),
+        ("sam", None),
+        ("=a", None),
+        ("x=folder", None),
+        ("cached=folder", None),
+    ],
 )
 def test_proposal_sources(app, text, expected):
     if expected is None:
@@ -147,6 +154,82 @@ def test_who_leaves_frees_the_network(app, tiny_pipe, tmp_path, monkeypatch):
         time.sleep(0.05)
     assert 1 <= len(windows) < 4
     assert not list(tmp_path.glob("combo-result-*"))
+
+
+def results(segmenter, film, proposals="superpixels"):
+    return list(segmenter.run(str(film), proposals, 1, [], lambda *_, **__: None))[-1]
+
+
+def test_who_leaves_a_slow_proposal_model_is_noticed_at_the_next_frame(app, tiny_pipe, tmp_path, monkeypatch):
+    film = make_film(tmp_path / "long.mp4", seconds=20)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(app, "LOOK_S", 0.01)
+    frames, go_on = [], threading.Event()
+
+    def slow(pictures):
+        frames.append(1)
+        go_on.wait(30)
+        return [np.ones((1, picture.height, picture.width), bool) for picture in pictures]
+
+    slow.name = app.SUPERPIXELS
+    monkeypatch.setattr(tiny_pipe.processor, "_generator", slow)
+    run = app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(film), "superpixels", 1, [], lambda *_, **__: None)
+    while not frames:
+        next(run)
+    run.close()
+    go_on.set()
+    deadline = time.monotonic() + 60
+    while any(thread.name == app.WORKER for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(frames) == 1
+    assert not list(tmp_path.glob("combo-result-*"))
+
+
+def test_masks_of_a_proposal_model_are_kept(app, tiny_pipe, tmp_path, monkeypatch):
+    loaded, seen = [], []
+
+    class Squares:
+        name = "squares"
+
+        def __init__(self, model):
+            loaded.append(model)
+
+        def to_dict(self):
+            return {"name": self.name, "model": loaded[0]}
+
+        def __call__(self, frames):
+            seen.extend(frames)
+            return [np.ones((1, frame.height, frame.width), bool) for frame in frames]
+
+    from combo_hf import proposals
+
+    monkeypatch.setitem(proposals.PROPOSAL_GENERATORS, "squares", Squares)
+    film = make_film(tmp_path / "a.mp4", seconds=2)
+    segmenter = app.Segmenter(tiny_pipe, {"squares": "folder"}, app.Limits(), str(tmp_path / "kept"))
+    first, second = (results(segmenter, film, "squares") for _ in range(2))
+    assert loaded == ["folder"] and 1 <= len(seen) <= 2 and first[1] == second[1]
+    assert len(list((tmp_path / "kept").rglob("*.npz"))) == len(seen)
+    results(segmenter, film)
+    assert len(seen) <= 2, "superpixels are another generator"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ImportError, OSError, ValueError, MemoryError])
+def test_nothing_of_this_machine_is_told(app, tiny_pipe, tmp_path, monkeypatch, caplog, error):
+    film = make_film(tmp_path / "a.mp4")
+
+    def broken(frames):
+        raise error("/secret/place/weights.bin is broken")
+
+    broken.name = app.SUPERPIXELS
+    segmenter = app.Segmenter(tiny_pipe, {"sam": "/secret/place"}, app.Limits())
+    with pytest.raises(app.gr.Error, match="'sam' cannot be used here") as caught:
+        results(segmenter, film, "sam")
+    assert "secret" not in str(caught.value) and "/secret/place" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(tiny_pipe.processor, "_generator", broken)
+    with pytest.raises(app.gr.Error, match="has been noted") as caught:
+        results(segmenter, film)
+    assert "secret" not in str(caught.value) and "is broken" in caplog.text
 
 
 @pytest.mark.slow

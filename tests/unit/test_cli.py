@@ -6,9 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from combo_hf import cli, media_combo, prediction
+from combo_hf.commands.common import reason
 
 
 WIDTH, HEIGHT = 96, 64
@@ -222,3 +224,17 @@ def test_convert_refuses_what_is_no_official_checkpoint(tmp_path, capsys, conten
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+class _Damaged(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int):
+        raise ValueError(f"clip {index}: no Maskiges: make them.\nMore.")
+
+
+def test_error_of_a_loaders_worker_is_shown_and_not_its_traceback():
+    with pytest.raises(ValueError) as caught:
+        next(iter(torch.utils.data.DataLoader(_Damaged(), num_workers=1)))
+    assert reason(caught.value) == "clip 0: no Maskiges: make them."

@@ -298,5 +298,18 @@ def test_a_generator_without_description(pictures, tmp_path):
         pregenerate(pictures, dark, tmp_path / "out", num_processes=2)
 
 
+def test_films_of_one_name_do_not_meet(film, tmp_path):
+    source = tmp_path / "films"
+    source.mkdir()
+    for name in ("one.mp4", "one.mkv", "two.mp4"):
+        (source / name).write_bytes(film.read_bytes())
+    assert [group.name for group in find_groups(source)] == ["one-mkv", "one-mp4", "two"]
+    (source / "a").mkdir()
+    for name in ("a/b.mp4", "a/b.mkv", "a-b.mp4"):
+        (source / name).write_bytes(film.read_bytes())
+    with pytest.raises(ValueError, match="same names; rename"):
+        find_groups(source)
+
+
 def test_natural_order():
     assert sorted(["a10", "a9", "b1", "a", "10", "9"], key=natural) == ["9", "10", "a", "a9", "a10", "b1"]

@@ -8,7 +8,7 @@ import pytest
 from fixtures_proposals import picture, random_weights, save_proposal_model, tiny_mobile_sam_config
 from PIL import Image
 
-from combo_hf.commands import proposals
+from combo_hf.commands import proposals, segment
 from combo_hf.commands.common import InputError, Parser
 from combo_hf.proposals.modeling_mobile_sam import MobileSamModel
 
@@ -70,8 +70,8 @@ def test_damage_is_told_and_counts(run, frames, tmp_path, capsys):
     [
         (["--generator", "nonsense"], "nonsense: proposal_generator"),
         (["--generator", "mobile_sam"], "mobile_sam: which weights"),
-        (["--generator", "mobile_sam", "--model", "./nothing/here"], "here"),
-        (["--option", "what=1"], "unexpected keyword argument .what"),
+        (["--generator", "mobile_sam", "--model", "./nothing/here"], "here: no such folder"),
+        (["--option", "what=1"], "'superpixels' has no option .what"),
         (["--option", "scale=-1.0"], "scale > 0"),
         (["--shard-index", "4"], "shard_index"),
     ],
@@ -86,6 +86,20 @@ def test_usage_errors(run, tmp_path, arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         run("maskige", tmp_path, "--output", tmp_path / "out", *arguments)
     assert stop.value.code == 2 and "error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("proposals", "message"),
+    [
+        ("superpixels=folder", "--proposals: proposal_generator: 'superpixels' has no option 'model'"),
+        ("sam", "--proposals: sam: which weights"),
+        ("sam=./nothing/here", "nothing/here: no such folder"),
+        ("nonsense", "'nonsense' is not known"),
+    ],
+)
+def test_proposals_that_predict_cannot_use(proposals, message):
+    with pytest.raises(InputError, match=message):
+        segment._generator(segment._proposals(proposals), None)
 
 
 def test_values_of_options():
