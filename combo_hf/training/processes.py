@@ -25,6 +25,7 @@ from combo_hf.training.evaluation_run import EvaluationOptions, ProgressCallback
 
 
 POLL_SECONDS = 0.2
+GRACE_SECONDS = 5
 EXPECTED = (ValueError, OSError, ImportError)  # what a user can do something about
 
 
@@ -79,9 +80,17 @@ def _watch(children: list[subprocess.Popen], folder: Path, output: Path, progres
     total_file = folder / "total"
     while True:
         codes = [child.poll() for child in children]
-        for rank, code in enumerate(codes):
-            if code:
-                raise _error_of(rank, code, folder)
+        failed = {rank: code for rank, code in enumerate(codes) if code}
+        if failed:
+            # Another process may be seen to fail first, only because it lost the one that failed: that one left a note.
+            deadline = time.monotonic() + GRACE_SECONDS
+            while True:
+                noted = [rank for rank in range(len(codes)) if (folder / f"error-{rank}.json").is_file()]
+                if noted or all(child.poll() is not None for child in children) or time.monotonic() > deadline:
+                    break
+                time.sleep(POLL_SECONDS)
+            rank = next(iter([*noted, *failed]))
+            raise _error_of(rank, failed.get(rank, 1), folder)
         if progress is not None and total_file.is_file():
             total = int(total_file.read_text(encoding="utf-8") or 0)
             progress(min(count_lines(output), total), total)
