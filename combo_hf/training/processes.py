@@ -82,7 +82,7 @@ def _watch(children: list[subprocess.Popen], folder: Path, output: Path, progres
         codes = [child.poll() for child in children]
         failed = {rank: code for rank, code in enumerate(codes) if code}
         if failed:
-            # Another process may be seen to fail first, only because it lost the one that failed: that one left a note.
+            # One may be seen to fail first only because it lost the one that failed; that one leaves a note.
             deadline = time.monotonic() + GRACE_SECONDS
             while True:
                 noted = [rank for rank in range(len(codes)) if (folder / f"error-{rank}.json").is_file()]
