@@ -40,7 +40,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from combo_hf import load_pipeline
     from combo_hf.prediction import display_name, predict_to_folder
 
-    with named(arguments.model or "bundled weights"):
+    with named(arguments.model or "bundled weights", loading=True):
         pipe = load_pipeline(arguments.model, device=arguments.device, **arguments.proposals)
     failed = False
     for source, name in _unique_names(arguments.source):
@@ -82,7 +82,7 @@ def info(arguments: argparse.Namespace) -> None:
         for key, value in known.items():
             print(f"  {key}: {value}")
         return
-    with named(arguments.model):
+    with named(arguments.model, loading=True):
         model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(arguments.model))
     for name, part in model.model.named_children():
         print(f"{name:16} {sum(values.numel() for values in part.parameters()):>12,} parameters")
