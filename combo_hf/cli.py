@@ -1,16 +1,18 @@
 """The command `combo-hf`: thin sub-commands over public functions, in `combo_hf/commands`.
 
-Bad input ends with exit code 2 and one line on stderr, Ctrl-C with 130; `--debug` shows the traceback instead.
+Bad input ends with exit code 2 and one line on stderr, Ctrl-C with 130, an error that nobody foresaw with 3; `--debug`
+shows the traceback instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from .commands import conversion, data, evaluation, export, hub, proposals, segment, training
 from .commands.common import BAD_INPUT, PROGRAM, Parser, reason
@@ -26,24 +28,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default those of the process.
 
     Returns:
-        Exit code: 0 done, 2 bad input, 130 interrupted.
+        Exit code: 0 done, 2 bad input or no room (memory, disk), 3 a fault of this program, 130 interrupted, 141 the
+        reader of the output has gone.
     """
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
         with _terminable():
             _quiet_transformers()
-            return arguments.run(arguments) or 0
+            code = arguments.run(arguments) or 0
+            sys.stdout.flush()  # a full disk or a closed pipe shows here, not when Python ends
+            return code
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted, nothing partial was left", file=sys.stderr)
         if argv is None:  # the process ends: a last look through torch's objects would take seconds
             gc.freeze()
         return 130
-    except BAD_INPUT as error:
+    except Exception as error:
         if arguments.debug:
             raise
-        print(f"{PROGRAM}: error: {reason(error)}", file=sys.stderr)
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Say in one line what went wrong; returns the exit code."""
+    if isinstance(error, BrokenPipeError):  # `combo-hf ... | head`: as if the signal had ended it
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 141
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
+        _print_error("not enough memory; try a smaller --batch-size, smaller pictures, or --device cpu")
         return 2
+    if isinstance(error, BAD_INPUT):
+        _print_error(reason(error))
+        return 2
+    _print_error(f"unexpected {type(error).__name__}: {reason(error)} (--debug shows where; please report it)")
+    return 3
+
+
+def _print_error(text: str) -> None:
+    with suppress(OSError, ValueError):  # stderr may be closed or its disk full
+        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

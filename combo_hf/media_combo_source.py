@@ -7,22 +7,19 @@ its offset to the pictures. Nothing seeks: one sequential decode of 10 s 720p co
 
 from __future__ import annotations
 
-import http.client
 import io
 import os
 import tempfile
-import time
-import urllib.error
-import urllib.parse
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
-from urllib import request
 
 import numpy as np
 from PIL import Image
+
+from .media_combo_download import MediaError, address_name, download
 
 
 try:
@@ -34,16 +31,9 @@ except ImportError:  # the model itself needs no media files
 SAMPLING_RATE = 16000  # Hz
 MAX_PIXELS = 8192 * 8192  # of one picture; more is refused before it is decoded
 MAX_SECONDS = 24 * 3600  # a damaged time stamp must not turn into years of windows
-MAX_DOWNLOAD_BYTES = 1 << 30
-DOWNLOAD_TIMEOUT = 30.0  # s without an answer
-DOWNLOAD_DEADLINE = 600.0  # s for the whole file
 SOUND_GAP = Fraction(1, 10)  # s; time stamps that leave the sample count by more are believed
 # Playlists (hls, dash, concat) name further files and addresses; a file from a stranger must not make us open those.
 FORMATS = "mov,mp4,matroska,webm,gif,avi,mpegts,mpeg,flv,asf,wav,w64,flac,mp3,ogg,aac,aiff,caf"
-
-
-class MediaError(ValueError):
-    """A file that cannot be used; the message is one line, `<file name>: <reason>`."""
 
 
 class MediaFile:
@@ -116,12 +106,10 @@ def open_media(source: Any) -> Iterator[MediaFile]:
             raise MediaError("bytes: empty (0 bytes).")
         yield MediaFile("bytes", data)
     elif isinstance(source, str) and "://" in source:
-        name = os.path.basename(urllib.parse.unquote(urllib.parse.urlsplit(source).path)) or "URL"
-        if not source.lower().startswith(("http://", "https://")):
-            raise MediaError(f"{name}: only http and https addresses are read, got {source.split('://')[0]!r}.")
+        name = address_name(source)
         with tempfile.TemporaryDirectory(prefix="combo-") as folder:
             path = os.path.join(folder, "download")
-            _download(source, path, name)
+            download(source, path, name)
             yield MediaFile(name, path)
     elif isinstance(source, (str, os.PathLike)) and not isinstance(os.fspath(source), bytes):
         yield _local(os.fspath(source))
@@ -140,47 +128,6 @@ def _local(path: str) -> MediaFile:
     if not os.path.getsize(path):
         raise media.error("empty (0 bytes).")
     return media
-
-
-def _download(url: str, path: str, name: str) -> None:
-    try:
-        with _opener().open(url, timeout=DOWNLOAD_TIMEOUT) as answer, open(path, "wb") as file:
-            _copy_limited(answer, file, name)
-    except MediaError:
-        raise
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise MediaError(f"{name}: the server answered {error.code}.") from None
-    except TimeoutError:
-        raise MediaError(f"{name}: no answer within {DOWNLOAD_TIMEOUT:.0f} s.") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise MediaError(f"{name}: the download failed ({type(error).__name__}).") from None
-    if not os.path.getsize(path):
-        raise MediaError(f"{name}: empty (0 bytes).")
-
-
-def _opener() -> request.OpenerDirector:
-    opener = request.OpenerDirector()  # build_opener would also follow a redirect to ftp
-    for handler in (
-        *(request.ProxyHandler, request.UnknownHandler, request.HTTPHandler, request.HTTPSHandler),
-        *(request.HTTPDefaultErrorHandler, request.HTTPRedirectHandler, request.HTTPErrorProcessor),
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
-def _copy_limited(answer: Any, file: Any, name: str) -> None:
-    too_large = MediaError(f"{name}: a download is limited to {MAX_DOWNLOAD_BYTES / 2**20:.0f} MiB; it is larger.")
-    if int(answer.headers.get("Content-Length") or 0) > MAX_DOWNLOAD_BYTES:
-        raise too_large
-    deadline, size = time.monotonic() + DOWNLOAD_DEADLINE, 0
-    while block := answer.read1(1 << 18):  # read() would wait for the whole block, past the deadline
-        size += len(block)
-        if size > MAX_DOWNLOAD_BYTES:
-            raise too_large
-        if time.monotonic() > deadline:
-            raise MediaError(f"{name}: the download took longer than {DOWNLOAD_DEADLINE:.0f} s.")
-        file.write(block)
 
 
 class _Track:

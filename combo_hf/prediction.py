@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from .media_combo import MediaError, probe_media, write_overlay_video
+from .media_combo_download import address_name
 from .media_combo_source import open_media
 from .visualization import class_colors, contact_sheet, summarize
 
@@ -118,10 +118,14 @@ def predict_to_folder(
 
 def source_name(source: Any) -> str:
     """What the files of a source are called: its own name without folder, query and ending."""
+    stem = Path(display_name(source)).stem
+    return "video" if stem in ("", "URL") and "://" in str(source) else stem or "video"
+
+
+def display_name(source: Any) -> str:
+    """The name of a source without its folder; of an address without its query, which may hold a key."""
     text = str(source)
-    if "://" in text:
-        text = unquote(urlsplit(text).path)
-    return Path(text).stem or "video"
+    return address_name(text) if "://" in text else Path(text).name
 
 
 class _Collector:
@@ -168,7 +172,7 @@ class _Collector:
     def report(self, source: Any) -> dict[str, Any]:
         """The JSON file: labels with id, size, and per frame labels, scores and areas in pixels."""
         facts = {key: self.result[key] for key in ("size", "fps", "has_audio", "labels", "warnings")}
-        return {"source": Path(str(source)).name, **facts, "summary": summarize(self.result), "frames": self.facts}
+        return {"source": display_name(source), **facts, "summary": summarize(self.result), "frames": self.facts}
 
     def sheet(self) -> Image.Image:
         """Contact sheet of the frames that were kept, over the sound of the whole film."""
@@ -197,7 +201,7 @@ def _local(source: Any) -> Iterator[Any]:
         yield source
         return
     with open_media(source) as media:
-        path = Path(media.path).with_name(media.name if media.name.strip(".") else "film")
+        path = Path(media.path).with_name(media.name)
         os.replace(media.path, path)  # in a folder of its own; errors shall have the name of the address
         yield path
 

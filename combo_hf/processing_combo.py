@@ -20,7 +20,7 @@ from transformers import BatchFeature, ProcessorMixin
 from .feature_extraction_combo import ComboFeatureExtractor
 from .image_processing_combo import ComboImageProcessor, to_batch, to_rgb
 from .maskige_combo import check_masks, paint_maskige
-from .proposals_combo import get_proposal_generator
+from .proposals_combo import get_proposal_generator, is_harmless
 from .remote_code_combo import PROCESSOR_ENTRIES, announced_code, push_arguments, write_code
 
 
@@ -57,14 +57,39 @@ class ComboProcessor(ProcessorMixin):
 
     @property
     def proposal_generator(self) -> Any:
-        """The generator in use (frames -> boolean masks), or `None`; set it to a name, a dict or a callable."""
+        """The generator in use (frames -> boolean masks), or `None`; set it to a name, a dict or a callable.
+
+        Raises:
+            ValueError: a generator of unknown name; or one that a loaded file asks for and nobody has agreed to.
+        """
         if self._generator is None and self._generator_source is not None:
+            if not self.proposals_agreed:
+                raise ValueError(
+                    f"the saved processor asks for the proposals {json.dumps(self._generator_source)[:200]}. A file "
+                    "may not have further models loaded or folders written: if you want that, say so by "
+                    "proposal_generator=... (combo-hf predict: --proposals NAME=MODEL); or pass 'superpixels'."
+                )
             self._generator = get_proposal_generator(self._generator_source)
         return self._generator
 
     @proposal_generator.setter
     def proposal_generator(self, source: Any) -> None:
         self._generator_source, self._generator = source, None
+        self._source_agreed = True
+
+    @property
+    def proposals_agreed(self) -> bool:
+        """False: a loaded file, and nobody else, asks for a generator that loads a model or writes files."""
+        return self._source_agreed or is_harmless(self._generator_source)
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class. The generator that the file names is used only if it is harmless: a checkpoint of a
+        stranger must not fetch another model from somewhere, or fill a folder of its choice with masks."""
+        loaded = super().from_args_and_dict(args, processor_dict, **kwargs)
+        processor = loaded[0] if isinstance(loaded, tuple) else loaded
+        processor._source_agreed = "proposal_generator" in kwargs
+        return loaded
 
     @property
     def model_input_names(self) -> list[str]:
@@ -79,6 +104,7 @@ class ComboProcessor(ProcessorMixin):
             output = super().to_dict()
         finally:
             self._generator, self._generator_source = generator, source
+        output.pop("_source_agreed", None)
         output["proposal_generator"] = _describe(source)
         return output
 

@@ -14,6 +14,10 @@ import numpy as np
 from PIL import Image
 
 
+MAX_PARAMETER = 100_000
+MAX_SEGMENTS = 255  # as many as a Maskige shows; a boolean mask of a 1080p frame takes 2 MB
+
+
 class ProposalGenerator(Protocol):
     """Anything that maps frames to class-agnostic masks.
 
@@ -34,7 +38,7 @@ class SuperpixelProposals:
         scale (`float`, *optional*, defaults to 150.0): preference for large segments.
         sigma (`float`, *optional*, defaults to 0.8): Gaussian smoothing in pixels before the segmentation.
         min_fraction (`float`, *optional*, defaults to 0.005): segments are merged up to this part of the frame's
-            area, and what remains smaller is dropped. No frame has more than 1 / min_fraction segments.
+            area, and what remains smaller is dropped. No frame has more than 1 / min_fraction, or 255, segments.
 
     Raises:
         ValueError: a parameter out of range.
@@ -46,6 +50,9 @@ class SuperpixelProposals:
     def __init__(
         self, working_size: int = 224, scale: float = 150.0, sigma: float = 0.8, min_fraction: float = 0.005
     ) -> None:
+        numbers = (working_size, scale, sigma, min_fraction)
+        if not all(isinstance(value, (int, float)) and abs(value) <= MAX_PARAMETER for value in numbers):
+            raise ValueError(f"superpixels: wanted numbers up to {MAX_PARAMETER}, got {numbers}.")
         if working_size < 8 or scale <= 0 or sigma < 0 or not 0 <= min_fraction < 1:
             raise ValueError(
                 "superpixels: wanted working_size >= 8, scale > 0, sigma >= 0 and 0 <= min_fraction < 1, got "
@@ -78,7 +85,7 @@ class SuperpixelProposals:
         labels = self._labels(frame)
         areas = np.bincount(labels.ravel())
         order = np.argsort(-areas, kind="stable")
-        kept = order[areas[order] >= max(1, self.min_fraction * labels.size)]
+        kept = order[areas[order] >= max(1, self.min_fraction * labels.size)][:MAX_SEGMENTS]
         enlarged = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(frame.size, Image.Resampling.NEAREST))
         masks = enlarged[None] == kept[:, None, None]
         return masks[masks.any(axis=(1, 2))]  # a segment may fall between the rows of an even smaller frame
@@ -137,6 +144,11 @@ def get_proposal_generator(source: Any) -> ProposalGenerator:
             raise
         option = str(error).rpartition("argument ")[2]
         raise TypeError(f"proposal_generator: {source['name']!r} has no option {option}.") from error
+
+
+def is_harmless(source: Any) -> bool:
+    """Whether a generator described in a file may be made without asking: it loads no model and writes no file."""
+    return source is None or (source.get("name") if isinstance(source, dict) else source) == SuperpixelProposals.name
 
 
 def _optional_generators() -> dict[str, Any]:

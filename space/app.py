@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
 import os
 import queue
@@ -24,6 +25,7 @@ from typing import Any
 
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+os.environ.setdefault("COMBO_PUBLIC_ADDRESSES_ONLY", "1")  # visitors must not reach what only this machine can
 
 try:
     import combo_hf
@@ -32,9 +34,11 @@ except ModuleNotFoundError:  # a bare clone
     import combo_hf
 
 import gradio as gr
+from anyio.to_thread import run_sync
 
 from combo_hf.figures import prediction_gallery
 from combo_hf.media_combo import MediaError, probe_media
+from combo_hf.media_combo_download import address_name, download
 from combo_hf.prediction import predict_to_folder
 from combo_hf.visualization import draw_timeline
 
@@ -42,6 +46,7 @@ from combo_hf.visualization import draw_timeline
 SUPERPIXELS = "superpixels"
 EVERYTHING_AT = 12  # frames of the gallery, evenly spread
 MAX_FPS = 5
+DOWNLOAD_S = 60
 KEEP_FILES_S = 3600
 KEEP_MASKS = 1000  # frames whose masks stay in the cache: at most about 300 MB
 LOOK_S = 1.0  # how often it is looked whether the visitor is still there
@@ -292,6 +297,7 @@ def build_demo(
         with gr.Row():
             with gr.Column(min_width=300):
                 video = gr.Video(label="Video with sound", sources=["upload", "webcam"], elem_id="video")
+                _limit_addresses(video, limits)
                 generator = gr.Dropdown(
                     [SUPERPIXELS, *proposals], value=SUPERPIXELS, label="Proposal model (Maskige)", elem_id="proposals"
                 )
@@ -337,6 +343,33 @@ def build_demo(
 def launch(demo: gr.Blocks, **options: Any) -> Any:
     """Start the page with its look and its limits; `options` as for `gr.Blocks.launch`."""
     return demo.launch(**{**demo.combo_launch, **options})
+
+
+def _limit_addresses(component: gr.Video, limits: Limits) -> None:
+    """API clients may name an address in place of a file; gradio would fetch it whole, whatever its size."""
+    move = component.async_move_resource_to_block_cache
+
+    async def fetch(source: Any) -> str | None:
+        if not str(source).lower().startswith(("http://", "https://")):
+            return await move(source)
+        name = address_name(str(source))
+        folder = tempfile.mkdtemp(prefix="address-", dir=_folder(component.GRADIO_CACHE))
+        path = os.path.join(folder, name)
+        limit = int(limits.megabytes * 1e6)
+        try:
+            await run_sync(functools.partial(download, str(source), path, name, limit, DOWNLOAD_S))
+        except MediaError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise gr.Error(_plain(error, Path(path)), print_exception=False) from None
+        component.temp_files.add(path)
+        return path
+
+    component.async_move_resource_to_block_cache = fetch
+
+
+def _folder(path: str) -> str:
+    os.makedirs(path, exist_ok=True)
+    return path
 
 
 def _introduction(limits: Limits, bundled: bool) -> str:

@@ -66,14 +66,25 @@ def device(text: str) -> str:
 
 
 @contextmanager
-def named(source: Any) -> Iterator[None]:
-    """Put the name of the file in front of what went wrong with it."""
+def named(source: Any, loading: bool = False) -> Iterator[None]:
+    """Put the name of the file in front of what went wrong with it.
+
+    Args:
+        source: the file.
+        loading: nothing but this file is read meanwhile, by libraries that raise what they like: whatever it is, the
+            file is to blame. Memory that does not suffice is not.
+    """
     try:
         yield
     except BAD_INPUT as error:
         text, name = reason(error), Path(str(source)).name
         known = isinstance(error, InputError) or text.startswith((f"{name}:", f"{source}:"))
         raise InputError(text if known else f"{name}: {text}") from error
+    except Exception as error:
+        if not loading or isinstance(error, MemoryError) or "allocate" in str(error) or "memory" in str(error):
+            raise
+        text = f"cannot be loaded ({type(error).__name__}: {reason(error)[:200]})"
+        raise InputError(f"{Path(str(source)).name}: {text}") from error
 
 
 def reason(error: Exception) -> str:

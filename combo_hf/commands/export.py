@@ -18,7 +18,7 @@ def export(arguments: argparse.Namespace) -> None:
         raise InputError(
             f"{arguments.output.name}: the file must end in {' (ONNX) or '.join(SUFFIXES)} (torch.export)"
         )
-    with named(arguments.model):
+    with named(arguments.model, loading=True):
         model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(arguments.model))
     if arguments.output.suffix == SUFFIXES[0]:
         differences = export_onnx(model, arguments.output, arguments.frames)

@@ -21,7 +21,7 @@ def maskige(arguments: argparse.Namespace) -> int:
     """Make the Maskiges of a film, a folder, AVSBench as downloaded, or a built data set."""
     from combo_hf.proposals.pregenerate import pregenerate
 
-    with named(arguments.model or arguments.generator):
+    with named(arguments.model or arguments.generator, loading=True):
         generator = _generator(arguments)
     size = None if arguments.size is None else (arguments.size, arguments.size)
     with named(arguments.source), progress_bar(Path(arguments.source).name, "clip") as progress:

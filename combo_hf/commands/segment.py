@@ -38,15 +38,15 @@ def demo(arguments: argparse.Namespace) -> None:
 def predict(arguments: argparse.Namespace) -> int:
     """Segment films; one that cannot be read does not keep the others from being done."""
     from combo_hf import load_pipeline
-    from combo_hf.prediction import predict_to_folder
+    from combo_hf.prediction import display_name, predict_to_folder
 
     options = _generator(arguments.proposals, arguments.device)
-    with named(arguments.model or "bundled weights"):
+    with named(arguments.model or "bundled weights", loading=True):
         pipe = load_pipeline(arguments.model, device=arguments.device, **options)
     failed = False
     for source, name in _unique_names(arguments.source):
         try:
-            with named(source), progress_bar(name) as progress:
+            with named(display_name(source)), progress_bar(name) as progress:
                 prediction = predict_to_folder(
                     pipe, source, arguments.output, name, progress=progress, fps=arguments.fps,
                     batch_size=arguments.batch_size, masks=arguments.masks, summary=arguments.json,
@@ -57,7 +57,7 @@ def predict(arguments: argparse.Namespace) -> int:
             print(f"{PROGRAM}: error: {reason(error)}", file=sys.stderr)
             failed = True
             continue
-        print(f"{Path(str(source)).name}: {prediction.summary}{'' if prediction.has_audio else ' (no sound track)'}")
+        print(f"{display_name(source)}: {prediction.summary}{'' if prediction.has_audio else ' (no sound track)'}")
         for warning in prediction.warnings:
             print(f"  damaged  {warning}")
         _print_files(prediction)
@@ -83,7 +83,7 @@ def info(arguments: argparse.Namespace) -> None:
         for key, value in known.items():
             print(f"  {key}: {value}")
         return
-    with named(arguments.model):
+    with named(arguments.model, loading=True):
         model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(arguments.model))
     for name, part in model.model.named_children():
         print(f"{name:16} {sum(values.numel() for values in part.parameters()):>12,} parameters")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from combo_hf.data.avsbench_audio import decode_sound
 from combo_hf.data.avsbench_layout import AVSS_CLASSES, BINARY_CLASSES, subset_rule
 from combo_hf.data.avsbench_rows import IGNORE_INDEX, to_class_ids
 from combo_hf.visualization import (
@@ -213,14 +214,12 @@ def _columns(
 
 
 def _waveform(row: Mapping[str, Any]) -> np.ndarray | None:
-    import soundfile
-
     data = (row.get("audio") or {}).get("bytes")
     if not data:
         return None
     try:
-        waveform, _ = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except RuntimeError as error:
+        waveform, _ = decode_sound(data)
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"clip {row['video_id']}: the sound cannot be read ({error}).") from error
     return waveform.mean(axis=1)
 

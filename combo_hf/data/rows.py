@@ -6,7 +6,6 @@ All pictures of a clip show the same field of view, whatever their sizes.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from combo_hf.data.avsbench_audio import decode_sound
 from combo_hf.data.avsbench_layout import SUBSETS
-from combo_hf.data.avsbench_rows import to_class_ids
+from combo_hf.data.avsbench_rows import open_image, to_class_ids
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
 from combo_hf.image_processing_combo import to_label_map, to_rgb
 
@@ -209,14 +209,13 @@ def _annotated(
 
 
 def _sound(audio: Any, name: str) -> tuple[np.ndarray, int]:
-    import soundfile
-
     content = (audio or {}).get("bytes")
     if not content:
         raise ValueError(f"clip {name}: audio has no bytes; put the file itself into the row, not its path.")
     try:
-        return soundfile.read(io.BytesIO(content), dtype="float32")
-    except RuntimeError as error:
+        samples, rate = decode_sound(content)
+        return (samples[:, 0] if samples.shape[1] == 1 else samples), rate
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"clip {name}: the sound cannot be read ({error}).") from error
 
 
@@ -226,9 +225,9 @@ def _picture(image: Any, name: str) -> Any:
     if not image.get("bytes"):
         raise ValueError(f"clip {name}: a picture has no bytes; put the file itself into the row, not its path.")
     try:
-        return Image.open(io.BytesIO(image["bytes"]))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"clip {name}: a picture cannot be read ({error}).") from error
+        return open_image(image["bytes"], "a picture")
+    except ValueError as error:
+        raise ValueError(f"clip {name}: a picture cannot be read ({error})") from error
 
 
 def _class_ids(mask: Any, subset: str, name: str) -> np.ndarray:

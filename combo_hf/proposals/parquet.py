@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -75,8 +74,9 @@ def _fill(row: dict[str, Any], generator: Any, stable: bool, report: MaskigeRepo
 
 
 def _frame(entry: dict[str, Any]) -> Image.Image:
-    with Image.open(io.BytesIO(entry["bytes"])) as image:
-        return image.convert("RGB")
+    from ..data.avsbench_rows import open_image
+
+    return open_image(entry["bytes"] or b"", "a frame").convert("RGB")
 
 
 def _open(path: Path) -> Any:

@@ -326,7 +326,8 @@ def _clips(rows: Any, network: torch.nn.Module, folder: str, options: Evaluation
     generator = None
     if use_maskige:
         try:
-            generator = ComboProcessor.from_pretrained(folder).proposal_generator
+            processor = ComboProcessor.from_pretrained(folder)
+            generator = processor.proposal_generator if processor.proposals_agreed else None  # then of rows only
         except OSError:  # weights without a processor
             generator = ComboProcessor().proposal_generator
     clips = AvsbenchClips(

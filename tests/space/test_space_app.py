@@ -254,3 +254,49 @@ def test_files_of_the_space_fit_the_package():
     gradio = next(entry for entry in project["optional-dependencies"]["space"] if entry.startswith("gradio"))
     major = gradio.split(">=")[1].split(".")[0]
     assert f"sdk_version: {major}." in front and "app_file: app.py" in front
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("http://127.0.0.1:1/film.mp4", "local network"),
+        ("http://localhost:1/film.mp4", "local network|failed"),
+        ("http://169.254.169.254/latest/meta-data", "local network"),
+        ("http://[::1]:1/film.mp4", "local network"),
+        ("file:///etc/hostname", "."),
+        ("ftp://127.0.0.1/film.mp4", "."),
+        ("/etc/hostname", "."),
+        ("../../../../../etc/hostname", "."),
+    ],
+)
+def test_places_that_are_not_the_visitors(connect, place, message):
+    """What a client that does not upload may name in place of a file."""
+    client = connect(COMBO_MAX_SECONDS="2", COMBO_MAX_MEGABYTES="2")
+    for data in ({"path": place}, {"path": place, "url": place}):
+        with pytest.raises(Exception, match=message) as caught:
+            client.predict({"video": {**data, "meta": {"_type": "gradio.FileData"}}, "subtitles": None},
+                           proposals="superpixels", fps=1, classes=[], api_name="/segment")  # fmt: skip
+        assert "root:" not in str(caught.value)
+
+
+def test_addresses_of_films_are_fetched_within_limits(app, tmp_path, monkeypatch):
+    import asyncio
+
+    component = app.gr.Video()
+    monkeypatch.setattr(component, "GRADIO_CACHE", str(tmp_path / "files"))
+    app._limit_addresses(component, app.Limits(megabytes=2))
+    asked = []
+
+    def fetch(url, path, name, limit, seconds):
+        asked.append((url, name, limit, seconds))
+        if "large" in url:
+            raise app.MediaError(f"{name}: a download is limited to 2 MiB; it is larger.")
+        Path(path).write_bytes(b"film")
+
+    monkeypatch.setattr(app, "download", fetch)
+    found = asyncio.run(component.async_move_resource_to_block_cache("https://host.test/a.mp4?key=1"))
+    assert Path(found).read_bytes() == b"film" and found in component.temp_files
+    assert asked == [("https://host.test/a.mp4?key=1", "a.mp4", 2_000_000, app.DOWNLOAD_S)]
+    with pytest.raises(app.gr.Error, match="The video: a download is limited"):
+        asyncio.run(component.async_move_resource_to_block_cache("https://host.test/large.mp4"))
+    assert len(list((tmp_path / "files").iterdir())) == 1

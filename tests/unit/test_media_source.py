@@ -14,7 +14,7 @@ import pytest
 from fixtures_media import encode
 from PIL import Image
 
-from combo_hf import media_combo_source
+from combo_hf import media_combo_download, media_combo_source
 from combo_hf.media_combo import (
     MediaError,
     load_audio,
@@ -150,6 +150,6 @@ def test_film_from_an_address(server: str, film: Path, address: str) -> None:
 def test_addresses_that_fail(
     server: str, monkeypatch: pytest.MonkeyPatch, address: str, limit: int, message: str
 ) -> None:
-    monkeypatch.setattr(media_combo_source, "MAX_DOWNLOAD_BYTES", limit)
+    monkeypatch.setattr(media_combo_download, "MAX_DOWNLOAD_BYTES", limit)
     with pytest.raises(MediaError, match=message):
         read_clip(server + address)

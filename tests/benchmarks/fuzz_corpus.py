@@ -1,0 +1,248 @@
+"""What `fuzz.py` begins with: small good files of every kind that is read, and how they are damaged."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+
+
+EXTREMES = [b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\1", b"\1\0\0\0"]
+
+
+def films() -> list[bytes]:
+    """A film in some containers and codecs, each of some kB."""
+    import av
+
+    made = []
+    kinds = [("mp4", "libx264", "aac"), ("matroska", "mjpeg", "mp3"), ("webm", "libvpx", "libopus"),
+             ("avi", "mpeg4", "pcm_s16le"), ("mpegts", "mpeg2video", "mp2"), ("gif", "gif", None),
+             ("mov", "mjpeg", "pcm_s16le"), ("flv", "flv1", "pcm_s16le")]  # fmt: skip
+    for form, video, audio in kinds:
+        target = io.BytesIO()
+        try:
+            with av.open(target, "w", format=form) as film:
+                _write_film(film, video, audio)
+            made.append(target.getvalue())
+        except (av.error.FFmpegError, ValueError, OSError):  # a build without this codec
+            continue
+    return made
+
+
+def _write_film(film: Any, video: str, audio: str | None) -> None:
+    import av
+
+    pictures = film.add_stream(video, rate=5)
+    pictures.width, pictures.height = 32, 24
+    pictures.pix_fmt = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(video, "yuv420p")
+    voice = film.add_stream(audio, rate=48000 if audio == "libopus" else 44100) if audio else None
+    for index in range(8):
+        picture = np.full((24, 32, 3), 20 * index, np.uint8)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pictures.pix_fmt)
+        film.mux(pictures.encode(frame))
+    film.mux(pictures.encode(None))
+    if voice is None:
+        return
+    layout = voice.codec_context.layout.name if voice.codec_context.layout else "stereo"
+    sound = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.int16), format="s16", layout="mono")
+    sound.sample_rate = 44100
+    resampler = av.AudioResampler(voice.codec_context.format, layout, voice.codec_context.sample_rate,
+                                  frame_size=voice.codec_context.frame_size or None)  # fmt: skip
+    for part in [*resampler.resample(sound), *resampler.resample(None)]:
+        film.mux(voice.encode(part))
+    film.mux(voice.encode(None))
+
+
+def sounds() -> list[bytes]:
+    """A second of noise in the formats that soundfile writes."""
+    import soundfile
+
+    samples = np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+    made = []
+    for form, subtype in (("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("MP3", None)):
+        buffer = io.BytesIO()
+        try:
+            soundfile.write(buffer, samples, 16000, format=form, subtype=subtype)
+        except (RuntimeError, ValueError):
+            continue
+        made.append(buffer.getvalue())
+    return made
+
+
+def pictures() -> list[bytes]:
+    """A picture in the formats of data sets, also as a palette and with grey levels of 16 bits."""
+    from PIL import Image
+
+    values = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    made = []
+    variants = [(Image.fromarray(values), ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"))]
+    variants += [(Image.fromarray(values[..., 0]).convert("P"), ("PNG",))]
+    variants += [(Image.fromarray(values[..., 0].astype(np.uint16)), ("PNG",))]
+    for picture, forms in variants:
+        for form in forms:
+            buffer = io.BytesIO()
+            picture.save(buffer, form)
+            made.append(buffer.getvalue())
+    return made
+
+
+def weights() -> list[bytes]:
+    """Tensors as torch.save writes them now and wrote them once, and with more beside them."""
+    import torch
+
+    tensors = {"a.weight": torch.zeros(4, 3), "b.bias": torch.ones(5, dtype=torch.float16)}
+    made = []
+    for content, options in ((tensors, {}), (tensors, {"_use_new_zipfile_serialization": False}),
+                             ({"model": tensors, "iteration": 3, "best": np.float64(0.5)}, {})):  # fmt: skip
+        buffer = io.BytesIO()
+        torch.save(content, buffer, **options)
+        made.append(buffer.getvalue())
+    return made
+
+
+def safetensors() -> list[bytes]:
+    """Weights as safetensors."""
+    import torch
+    from safetensors.torch import save
+
+    return [save({"a.weight": torch.zeros(4, 3), "b.bias": torch.ones(5)})]
+
+
+def pickles() -> list[bytes]:
+    """Pickles of arrays, of every protocol, and some that want to run something."""
+    content = {"model": {"a": np.zeros((2, 3), np.float32), "b": np.float64(2)}, "__author__": "x"}
+    made = [pickle.dumps(content, protocol) for protocol in range(6)]
+    calls = (b"cos\nsystem\n", b"cbuiltins\neval\n", b"cnumpy\nload\n", b"cnumpy.testing._private.utils\nrunstring\n")
+    made += [call + b"(S'touch PWNED'\ntR." for call in calls]
+    made += [
+        b"cnumpy\ndtype\n(S'O'\ntR.",
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I99999999999\ntS'b'\ntR.",
+    ]
+    return made
+
+
+def checkpoints() -> list[bytes]:
+    """config.json and processor_config.json of a tiny model, put together as one JSON list."""
+    import combo_hf
+
+    config = combo_hf.ComboConfig.from_preset("tiny").to_dict()
+    processor = combo_hf.ComboProcessor(combo_hf.ComboImageProcessor(size={"height": 64, "width": 64})).to_dict()
+    return [json.dumps([config, processor], default=str).encode()]
+
+
+def tables() -> list[bytes]:
+    """csv files of the subsets of AVSBench."""
+    return [
+        b"name,category,split\nabc_1,dog,train\n\xc3\xa4 b,cat,test\n",
+        b"name,split\nabc_1,train\nabc_2,val\n",
+        b"vid,uid,s_min,s_sec,a_start,a_obj,split,label\nabcdefghijk,abcdefghijk_1_2,0,1,2,dog_cat,train,v1m\n",
+    ]
+
+
+def parquets() -> list[bytes]:
+    """One row of a built data set."""
+    import pyarrow
+    import pyarrow.parquet
+
+    picture, sound = pictures()[0], sounds()[0]
+    entry = {"bytes": picture, "path": None}
+    row = {"video_id": "a", "subset": "s4", "frames": [entry], "masks": [entry], "label_frames": [True],
+           "maskiges": [entry], "audio": {"bytes": sound, "path": "a.wav"}}  # fmt: skip
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), buffer)
+    return [buffer.getvalue()]
+
+
+def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """One to four changes."""
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        place = min(int(rng.expovariate(4) * len(changed)), max(0, len(changed) - 1))  # headers are at the front
+        action = rng.randrange(8)
+        if action == 0 and changed:
+            changed[place] ^= 1 << rng.randrange(8)
+        elif action == 1:
+            changed[place : place + 4] = rng.choice(EXTREMES)
+        elif action == 2:
+            del changed[rng.randrange(len(changed) + 1) :]
+        elif action == 3:
+            del changed[place : place + rng.randrange(1, 64)]
+        elif action == 4:
+            changed[place:place] = changed[place : place + rng.randrange(1, 200)]
+        elif action == 5:
+            changed[place : place + 16] = rng.randbytes(rng.randrange(17))
+        elif action == 6:
+            other = rng.choice(others)
+            changed[place:] = other[rng.randrange(len(other)) :]
+        else:
+            changed = _number(changed, rng)
+    return bytes(changed)
+
+
+def _number(data: bytearray, rng: random.Random) -> bytearray:
+    """In a text: another number or word."""
+    words = [
+        b"-1",
+        b"0",
+        b"1e308",
+        b"NaN",
+        b"null",
+        b"[]",
+        b"{}",
+        b'"x"',
+        b"99999999999999999999",
+        b"true",
+        b"../../x",
+        b"\0",
+    ]
+    starts = [place for place, byte in enumerate(data[:20000]) if 48 <= byte <= 57 or byte in b'"']
+    if starts:
+        place = rng.choice(starts)
+        data[place : place + 1 + rng.randrange(2)] = rng.choice(words)
+    return data
+
+
+def mutate_json(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Another value somewhere in the tree; sometimes bytes as for the others."""
+    if rng.random() < 0.2:
+        return mutate(data, others, rng)
+    tree = json.loads(data)
+    values = [
+        -1,
+        0,
+        1,
+        2,
+        1e308,
+        float("nan"),
+        None,
+        [],
+        {},
+        "x",
+        True,
+        10**12,
+        -0.5,
+        "../../x",
+        [0],
+        ["a", 1],
+        {"name": "cached"},
+    ]
+    for _ in range(rng.choice((1, 1, 2))):
+        node = tree[rng.randrange(2)]
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            if not keys:
+                break
+            key = rng.choice(keys)
+            if isinstance(node[key], (dict, list)) and node[key] and rng.random() < 0.8:
+                node = node[key]
+                continue
+            if isinstance(node, dict) and rng.random() < 0.15:
+                del node[key]
+            else:
+                node[key] = rng.choice(values)
+            break
+    return json.dumps(tree).encode()
