@@ -77,6 +77,8 @@ def named(source: Any, loading: bool = False) -> Iterator[None]:
     try:
         yield
     except BAD_INPUT as error:
+        if isinstance(error, BrokenPipeError):
+            raise
         text, name = reason(error), Path(str(source)).name
         known = isinstance(error, InputError) or text.startswith((f"{name}:", f"{source}:"))
         raise InputError(text if known else f"{name}: {text}") from error
