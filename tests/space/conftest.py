@@ -24,7 +24,11 @@ def app() -> ModuleType:
     pytest.importorskip("gradio", reason="needs the extra 'space' (gradio)")
     spec = importlib.util.spec_from_file_location("combo_space_app", APP)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    before = dict(os.environ)
     spec.loader.exec_module(module)
+    for name in set(os.environ) - set(before):  # its settings are for a process of its own, not for other tests
+        if name.startswith("COMBO_"):
+            del os.environ[name]
     return module
 
 
