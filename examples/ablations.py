@@ -36,20 +36,21 @@ SCORES = {"s4": "M_J", "ms3": "M_J", "avss": "miou"}
 
 def recipe_of(kind: str, variant: str, seed: int, arguments: argparse.Namespace) -> TrainingRecipe:
     """The recipe of one run."""
-    changes = VARIANTS[variant]
-    data = {"kind": kind, "labels": "semantic" if kind == "avss" else "binary", "num_processes": arguments.processes}
+    changes, start = VARIANTS[variant], arguments.start
+    data = {"kind": kind, "labels": arguments.labels, "num_processes": arguments.processes}
     data |= {"train_clips": arguments.train_clips, "val_clips": arguments.val_clips}
     data |= {"cache": str(arguments.output / "cache"), **changes.get("data", {})}
-    overrides = {"image_size": arguments.image_size, **changes.get("model", {}).get("overrides", {})}
+    overrides = {"image_size": arguments.image_size, "freeze_audio_encoder": start is not None}
+    overrides |= changes.get("model", {}).get("overrides", {})
     return TrainingRecipe.from_dict(
         {
-            "model": {"preset": "tiny", "overrides": overrides},
+            "model": {"preset": "tiny", "encoders": start, "overrides": overrides},
             "data": data,
             "seed": seed,
             "max_steps": arguments.steps,
             "clips_per_batch": arguments.clips_per_batch,
             "learning_rate": 1e-3,
-            "backbone_scale": 1.0,
+            "backbone_scale": 1.0 if start is None else 0.1,
             "max_grad_norm": 0.1,
             "warmup_steps": min(50, arguments.steps // 10),
             "eval_every": arguments.steps,
@@ -102,20 +103,29 @@ def scale(arguments: argparse.Namespace) -> str:
     """What the numbers are of, in words."""
     side, clips, others = arguments.image_size, arguments.train_clips, arguments.val_clips
     batch = arguments.clips_per_batch
+    start = "random weights"
+    if arguments.start is not None:
+        start = (
+            f"random weights except for the encoders, which are those of {arguments.start} and have seen such clips "
+            "before, with sound; the audio encoder is frozen"
+        )
     return (
         f"Synthetic clips, tiny at {side} x {side}, {clips} training clips, {arguments.steps} steps of {batch} clips "
-        f"from random weights. Scores in percent on {others} other clips after the last step; spread: sample standard "
+        f"from {start}. Scores in percent on {others} other clips after the last step; spread: sample standard "
         "deviation over seeds. Small networks, little data, short runs: differences of a few points are within the "
         "noise, and nothing follows for AVSBench."
     )
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of all runs and of the table")
     parser.add_argument("--kinds", nargs="+", choices=list(SCORES), default=list(SCORES))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
+    parser.add_argument("--start", help="checkpoint whose encoders all runs start from; default: random weights")
+    parser.add_argument("--labels", choices=("binary", "semantic"), default="semantic", help="default semantic")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--train-clips", type=int, default=400)
     parser.add_argument("--val-clips", type=int, default=50)
@@ -123,8 +133,11 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--processes", type=int, default=2, help="that make the clips")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so many")
-    arguments = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    arguments = build_parser().parse_args()
     results: dict[tuple[str, str], list[float]] = {}
     begin = time.monotonic()
     for seed, kind, variant in itertools.product(range(arguments.seeds), arguments.kinds, arguments.variants):

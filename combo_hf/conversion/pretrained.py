@@ -1,4 +1,5 @@
-"""Starting points for training: VGGish from torchvggish's file, both visual encoders from ImageNet.
+"""Starting points for training: VGGish from torchvggish's file, both visual encoders from ImageNet, or all three
+from another COMBO checkpoint.
 
 The release starts both encoders from one file: detectron2's `R-50.pkl` (torchvision's weights) or a pickle made from
 `pvt_v2_b5.pth` of PVTv2's authors. The same weights come as transformers checkpoints, whose configuration is compared
@@ -71,6 +72,37 @@ def load_pretrained_backbones(model: Any, source: str | Path | dict) -> Conversi
     return report
 
 
+def load_encoders(model: Any, source: str | Path) -> ConversionReport:
+    """Fill the visual, the Maskige and the audio encoder from another COMBO checkpoint; the rest stays as it is.
+
+    What a network has learned of one data set serves another one, of any classes, as ImageNet and VGGish do.
+
+    Args:
+        model: a COMBO model.
+        source: folder or Hub id of a checkpoint with encoders of the same sizes; where only one of the two networks
+            has a Maskige encoder of its own, the visual one fills it, or nothing takes it.
+
+    Raises:
+        ValueError: encoders of other sizes; the model is then unchanged.
+        OSError: no such folder or Hub id.
+    """
+    from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
+
+    theirs, ours = ComboForAudioVisualSegmentation.from_pretrained(source).model, _network(model)
+    pairs = {"audio_encoder": (ours.audio_encoder, theirs.audio_encoder)}
+    pairs["encoder.backbone"] = (ours.encoder.backbone, theirs.encoder.backbone)
+    if ours.encoder.maskige_backbone is not None:
+        maskige = theirs.encoder.maskige_backbone or theirs.encoder.backbone
+        pairs["encoder.maskige_backbone"] = (ours.encoder.maskige_backbone, maskige)
+    for _, (own, other) in pairs.items():
+        _check_fit(own, other.state_dict(), str(source))
+    report = ConversionReport("encoders")
+    for prefix, (own, other) in pairs.items():
+        tensors = other.state_dict()
+        _load({prefix: own}, tensors, {name: [name] for name in tensors}, report, str(source))
+    return report
+
+
 def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Tensor]:
     """Weights of a transformers checkpoint of the same kind (usually an image classifier), under our names."""
     found, wanted = AutoConfig.from_pretrained(source), backbone.config
@@ -121,24 +153,27 @@ def _load(
 ) -> None:
     """Copy the same tensors into each module, after all names and shapes were found to fit; completes the report."""
     for module in modules.values():
-        own = module.state_dict()
-        absent = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
-        if absent or not tensors:
-            raise ValueError(
-                f"{source} does not fit: {len(absent)} of {len(own)} entries are missing: {some(absent)}."
-            )
-        for name, tensor in tensors.items():
-            if name not in own or own[name].shape != tensor.shape:
-                wanted = tuple(own[name].shape) if name in own else "no such entry"
-                raise ValueError(f"{source} does not fit: {name} has shape {tuple(tensor.shape)}, wanted {wanted}.")
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise ValueError(f"{source} is damaged: {name} holds values that are not finite.")
+        _check_fit(module, tensors, source)
     for prefix, module in modules.items():
         missing = [name for name in module.state_dict() if name not in tensors]
         report.missing.update({f"model.{prefix}.{name}": COUNTER for name in missing})
         module.load_state_dict(tensors, strict=False)
         for name, parts in origin.items():
             report.consumed.setdefault(name, []).extend(f"model.{prefix}.{part}" for part in parts)
+
+
+def _check_fit(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
+    """Raise `ValueError` unless the tensors have a module's names and shapes, and finite values."""
+    own = module.state_dict()
+    absent = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    if absent or not tensors:
+        raise ValueError(f"{source} does not fit: {len(absent)} of {len(own)} entries are missing: {some(absent)}.")
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            wanted = tuple(own[name].shape) if name in own else "no such entry"
+            raise ValueError(f"{source} does not fit: {name} has shape {tuple(tensor.shape)}, wanted {wanted}.")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{source} is damaged: {name} holds values that are not finite.")
 
 
 def _network(model: Any) -> Any:

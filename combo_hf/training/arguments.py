@@ -19,11 +19,13 @@ __all__ = ["AvsbenchRecipe", "ModelRecipe", "SyntheticRecipe", "TrainingRecipe",
 
 PRECISIONS = ("no", "bf16", "fp16")
 METRICS = ("M_J", "M_F", "miou", "fscore")
+KINDS = ("s4", "ms3", "avss")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio")
 # What a resumed run may change: none of it moves a weight.
 FREE_ON_RESUME = (
     *("num_workers", "log_every", "save_every", "time_limit_s", "progress", "trackers", "push_to_hub", "push_private"),
-    *("data.cache", "data.num_processes", "data.path", "model.pretrained", "model.backbone", "model.vggish"),
+    *("data.cache", "data.num_processes", "data.path", "model.pretrained"),
+    *("model.encoders", "model.backbone", "model.vggish"),
 )
 
 
@@ -35,6 +37,8 @@ class ModelRecipe:
         preset: of [`ComboConfig.from_preset`].
         pretrained: folder or Hub id of a COMBO checkpoint to start from; the preset is then not used, and the network
             is the checkpoint's (other classes or sizes are an error). `null`: random weights.
+        encoders: folder or Hub id of a COMBO checkpoint, of any classes, from which the visual, the Maskige and the
+            audio encoder start, see [`load_encoders`]; `null`: none.
         backbone: ImageNet start of both visual encoders, see [`load_pretrained_backbones`]; `null`: none.
         vggish: start of the audio encoder, torchvggish's file, see [`load_vggish`]; `null`: none.
         overrides: fields of [`ComboConfig`] that replace the preset's, such as `freeze_audio_encoder`.
@@ -42,6 +46,7 @@ class ModelRecipe:
 
     preset: str = "tiny"
     pretrained: str | None = None
+    encoders: str | None = None
     backbone: str | None = None
     vggish: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
@@ -53,10 +58,10 @@ class SyntheticRecipe:
 
     Attributes:
         source: "synthetic".
-        kind: "s4", "ms3" or "avss".
+        kind: "s4", "ms3" or "avss", or several joined by "+", such as "s4+ms3+avss".
         labels: "binary" or "semantic".
         seed: of the clips, not of the training.
-        train_clips, val_clips: how many.
+        train_clips, val_clips: how many, of each kind.
         num_processes: that prepare them.
         cache: folder that keeps the prepared clips; `null`: none.
         silence_audio: train and evaluate without sound, to measure what sound contributes.
@@ -77,8 +82,14 @@ class SyntheticRecipe:
     def __post_init__(self) -> None:
         _at_least(self, 1, "train_clips", "val_clips", "num_processes")
         _at_least(self, 0, "seed")
-        _one_of(self, "kind", ("s4", "ms3", "avss"))
+        if not set(self.kinds) <= set(KINDS) or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kind: wanted one of {list(KINDS)} or several joined by '+', got {self.kind!r}.")
         _one_of(self, "labels", ("binary", "semantic"))
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds one by one."""
+        return self.kind.split("+")
 
 
 @dataclass
@@ -115,7 +126,7 @@ class AvsbenchRecipe:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "train_clips", "val_clips")
-        _one_of(self, "subset", ("s4", "ms3", "avss"))
+        _one_of(self, "subset", KINDS)
         for name in ("path", "train_split", "val_split"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: wanted a name, got nothing.")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from combo_hf.training.arguments import AvsbenchRecipe, ModelRecipe, SyntheticRecipe, TrainingRecipe
-from combo_hf.training.data import prepare_synthetic, synthetic_labels
+from combo_hf.training.data import ClipTensors, prepare_synthetic, synthetic_labels
 from combo_hf.training.engine import join_processes
 from combo_hf.training.loop import TrainingResult, check_output, train
 
@@ -51,11 +51,12 @@ def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> torch.nn.M
 
 
 def _load_starts(model: Any, recipe: ModelRecipe) -> None:
-    if recipe.backbone is None and recipe.vggish is None:
+    if recipe.encoders is None and recipe.backbone is None and recipe.vggish is None:
         return
-    from combo_hf.conversion.pretrained import load_pretrained_backbones, load_vggish
+    from combo_hf.conversion.pretrained import load_encoders, load_pretrained_backbones, load_vggish
 
-    for name, load in (("backbone", load_pretrained_backbones), ("vggish", load_vggish)):
+    loaders = {"encoders": load_encoders, "backbone": load_pretrained_backbones, "vggish": load_vggish}
+    for name, load in loaders.items():
         source = getattr(recipe, name)
         if source is not None:
             try:
@@ -104,12 +105,15 @@ def build_data(recipe: TrainingRecipe, config: Any) -> tuple[Any, Any]:
 def _synthetic(recipe: TrainingRecipe, config: Any, split: str) -> Any:
     data, size = recipe.data, config.image_size
     clips = data.train_clips if split == "train" else data.val_clips
-    name = f"{data.kind}-{data.labels}-{split}-{data.seed}-{clips}-{size}.npz"
-    cache = None if data.cache is None else Path(data.cache) / name
-    made = prepare_synthetic(
-        data.kind, data.seed, clips, split, size, data.labels, data.num_processes, cache, progress=recipe.progress
-    )
-    return made.variant(silence_audio=data.silence_audio, blank_maskige=data.blank_maskige)
+    examples = []
+    for kind in data.kinds:
+        name = f"{kind}-{data.labels}-{split}-{data.seed}-{clips}-{size}.npz"
+        cache = None if data.cache is None else Path(data.cache) / name
+        made = prepare_synthetic(
+            kind, data.seed, clips, split, size, data.labels, data.num_processes, cache, progress=recipe.progress
+        )
+        examples += made.examples
+    return ClipTensors(examples, silence_audio=data.silence_audio, blank_maskige=data.blank_maskige)
 
 
 def _avsbench(recipe: TrainingRecipe, data: AvsbenchRecipe, config: Any, training: bool) -> Any:

@@ -40,6 +40,7 @@ from combo_hf.training.evaluation_files import (
     write_text,
 )
 from combo_hf.training.evaluation_options import EvaluationOptions
+from combo_hf.training.workers import useful_workers
 
 
 VERSION = 1  # raise when what a line holds changes
@@ -228,7 +229,7 @@ def _evaluate_rest(
     missing = [batch for batch in evaluation.batches() if any(evaluation.video_ids[i] not in done for i in batch)]
     mine, total = missing[rank::world], len(evaluation.video_ids)
     finished = len(done)
-    workers = min(evaluation.options.num_workers, len(mine))
+    workers = useful_workers(min(evaluation.options.num_workers, len(mine)))
     if progress is not None:
         progress(finished, total)
     loader = torch.utils.data.DataLoader(_Batches(evaluation.clips, mine), batch_size=None, num_workers=workers)

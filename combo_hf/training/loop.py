@@ -35,8 +35,16 @@ from combo_hf.training.evaluation import evaluate_model
 from combo_hf.training.memory import enable_gradient_checkpointing
 from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 from combo_hf.training.reporting import Reporter
-from combo_hf.training.state import commit_state, newest_state, recover_folder, write_folder, write_json
+from combo_hf.training.state import (
+    commit_state,
+    has_checkpoint,
+    newest_state,
+    recover_folder,
+    write_folder,
+    write_json,
+)
 from combo_hf.training.stepping import optimizer_step
+from combo_hf.training.workers import useful_workers
 
 
 SEMANTIC_METRICS = ("miou", "fscore")
@@ -100,9 +108,10 @@ def train(
         [`TrainingResult`]
 
     Raises:
-        FileExistsError: the folder holds a run and `resume` is False.
+        FileExistsError: the folder holds a run with a checkpoint and `resume` is False.
         FileNotFoundError: there is nothing to resume.
-        ValueError: what is to be resumed was another run; a precision or metric that is not to be had here.
+        ValueError: what is to be resumed was another run, and has a checkpoint; a precision or metric that is not to
+            be had here.
         FloatingPointError: the loss or the gradient is not finite; names the clips of the step.
         torch.OutOfMemoryError: names what to change in the recipe.
         ImportError: accelerate is not installed.
@@ -119,10 +128,9 @@ def train(
 
 def check_output(output: Path, resume: bool) -> None:
     """Raise `FileExistsError` or `FileNotFoundError` where a folder does not fit what is to be done with it."""
-    exists = (output / "recipe.yaml").is_file()
-    if resume and not exists:
+    if resume and not (output / "recipe.yaml").is_file():
         raise FileNotFoundError(f"{output} holds no run: nothing to resume.")
-    if not resume and (exists or (output / "state").exists()):
+    if not resume and has_checkpoint(output):
         raise FileExistsError(f"{output} holds a run; continue it (resume) or choose another folder.")
 
 
@@ -162,7 +170,7 @@ class _Run:
             batch_size=recipe.clips_per_batch,
             shuffle=True,
             drop_last=len(train_set) >= recipe.clips_per_batch * processes,
-            num_workers=recipe.num_workers,
+            num_workers=useful_workers(recipe.num_workers),
             collate_fn=ComboCollator(model.config.use_maskige),
             # Its own generator: drawing the workers' seed from the global one would shift dropout after a resume.
             generator=torch.Generator().manual_seed(recipe.seed),
@@ -182,7 +190,7 @@ class _Run:
         main = self.accelerator.is_main_process
         if resume:
             differences = TrainingRecipe.from_yaml(self.output / "recipe.yaml").differences(self.recipe)
-            if differences:
+            if differences and has_checkpoint(self.output):
                 raise ValueError(f"{self.output} was begun with another recipe: {'; '.join(differences)} (old, new).")
             if main:
                 for name in ("best", "last"):
@@ -190,10 +198,10 @@ class _Run:
             state = from_main(self.accelerator, newest_state(self.output / "state") if main else None)
             if state is not None:
                 self._load_state(state)
-        elif main:
-            self.output.mkdir(parents=True, exist_ok=True)
-            self.recipe.save(self.output / "recipe.yaml")
         if main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            if not has_checkpoint(self.output):  # one that failed in its first steps may go on with another recipe
+                self.recipe.save(self.output / "recipe.yaml")
             shutil.rmtree(self.output / ".partial-state", ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self.reporter.start(self.progress.step)

@@ -53,6 +53,13 @@ def newest_state(folder: Path) -> Path | None:
     return next((folder / name for name in names if is_whole(folder / name)), None)
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether the folder of a run holds something that a new run would lose: `best`, `last`, or a state of a step."""
+    names = [run / name for name in ("best", "last")]
+    states = [path for path in (run / "state").glob("*") if STATE_NAME.fullmatch(path.name)]
+    return bool(states) or any(path.exists() or _old(path).exists() for path in names)
+
+
 def commit_state(temporary: Path, folder: Path, step: int) -> Path:
     """Seal a written state, give it its name, and remove all others."""
     seal(temporary)

@@ -12,6 +12,7 @@ from combo_hf.metrics import jaccard
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.training import ModelRecipe, TrainingRecipe, build_model, evaluate_model, train
 from combo_hf.training.evaluation import class_maps_of, iter_class_maps, sounding_scores
+from combo_hf.training.workers import useful_workers
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -75,6 +76,33 @@ def test_loss_that_is_not_finite_names_the_clips(tmp_path: Path):
         train(model, clips(2), recipe(), tmp_path / "run")
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_run_that_failed_before_its_first_checkpoint_begins_anew_with_a_changed_recipe(tmp_path: Path, resume: bool):
+    broken = small_model()
+    with torch.no_grad():
+        next(broken.model.decoder.parameters()).fill_(torch.nan)
+    with pytest.raises(FloatingPointError):
+        train(broken, clips(2), recipe(seed=1), tmp_path / "run")
+    changed = recipe(seed=2, max_steps=1)
+    assert train(small_model(), clips(2), changed, tmp_path / "run", resume=resume).step == 1
+    assert TrainingRecipe.from_yaml(tmp_path / "run" / "recipe.yaml") == changed
+    train(small_model(), clips(2), changed, tmp_path / "other")
+    assert records(tmp_path / "run") == records(tmp_path / "other")
+    with pytest.raises(FileExistsError, match="holds a run"):  # now there is something to lose
+        train(small_model(), clips(2), recipe(seed=3), tmp_path / "run")
+    with pytest.raises(ValueError, match="another recipe: seed: 2, 3"):
+        train(small_model(), clips(2), recipe(seed=3, max_steps=1), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(("wanted", "used"), [(0, 0), (2, 2), (9, 2)])
+def test_no_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch, capsys, wanted: int, used: int):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3}, raising=False)
+    assert useful_workers(wanted) == used
+    torch.utils.data.DataLoader([1], num_workers=useful_workers(wanted))  # torch would warn of more
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ([] if used == wanted else ["num_workers: 9 wanted, 2 used, as many as there are cores here"] * 2)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -89,7 +117,7 @@ def test_loss_that_is_not_finite_names_the_clips(tmp_path: Path):
     ],
 )
 def test_impossible_runs(tmp_path: Path, call, error: type, message: str):
-    (tmp_path / "old" / "state").mkdir(parents=True)
+    (tmp_path / "old" / "state" / "step-00000001").mkdir(parents=True)
     with pytest.raises(error, match=message):
         call(tmp_path)
 

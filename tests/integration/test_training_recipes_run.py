@@ -74,6 +74,10 @@ def test_synthetic_settings_reach_the_clips(tmp_path: Path, monkeypatch: pytest.
         ("avss", 4, 3, "train", 64, "semantic"),
         ("avss", 4, 50, "val", 64, "semantic"),
     ]
+    asked.clear()
+    mixed = build_data(recipe(data=SyntheticRecipe(kind="s4+avss", train_clips=3, blank_maskige=True)), config)
+    assert [args[0] for args in asked] == ["s4", "avss"] * 2 and [len(part) for part in mixed] == [4, 4]
+    assert not any(mixed[0][index].maskiges.any() for index in range(4))
     assert both[0][0].maskiges.float().std() > 0 and both[0][0].input_features.unique().numel() > 1
     blank = build_data(recipe(data=SyntheticRecipe(blank_maskige=True, silence_audio=True)), config)
     assert not blank[1][0].maskiges.any() and blank[1][0].input_features.unique().numel() == 1
@@ -92,10 +96,18 @@ def test_starting_weights(tmp_path: Path):
     again = build_model(ModelRecipe(pretrained=str(tmp_path / "combo"), overrides={"consistency_weight": 1.0}))
     assert again.config.consistency_weight == 1.0
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in again.state_dict().items())
+    plan = ModelRecipe(encoders=str(tmp_path / "combo"), overrides=SMALL)
+    started = build_model(plan, id2label={0: "a", 1: "b", 2: "c"})
+    ours, theirs = started.state_dict(), source.state_dict()
+    same = {name for name in theirs if name in ours and torch.equal(ours[name], theirs[name])}
+    for part in ("encoder.backbone.", "encoder.maskige_backbone.", "audio_encoder."):
+        assert {name for name in theirs if name.startswith(f"model.{part}")} <= same
+    assert "model.decoder.query_features.weight" not in same and started.config.num_labels == 3
     with pytest.raises(ValueError, match="another number of classes"):
         build_model(ModelRecipe(pretrained=str(tmp_path / "combo")), id2label={0: "a", 1: "b", 2: "c"})
     (tmp_path / "broken.pth").write_bytes(b"no weights")
-    for field, path in (("vggish", tmp_path / "broken.pth"), ("backbone", tmp_path / "absent.pth")):
+    wrong = [("vggish", "broken.pth"), ("backbone", "absent.pth"), ("encoders", "absent")]
+    for field, path in ((field, tmp_path / name) for field, name in wrong):
         with pytest.raises((ValueError, OSError), match=f"model.{field}: "):
             build_model(ModelRecipe(overrides=SMALL, **{field: str(path)}))
 
@@ -161,16 +173,19 @@ def test_ablation_table(ablations):
     ]
 
 
-def test_ablations_differ_in_one_thing_each(ablations, tmp_path: Path):
-    options = Namespace(
-        output=tmp_path, steps=100, train_clips=8, val_clips=4, image_size=64, processes=1, clips_per_batch=4
-    )
+@pytest.mark.parametrize("start", [None, "combo_hf/assets/demo"])
+def test_ablations_differ_in_one_thing_each(ablations, tmp_path: Path, start: str | None):
+    words = ["--output", str(tmp_path), "--steps", "100", "--image-size", "64", *(["--start", start] if start else [])]
+    options = ablations.build_parser().parse_args(words)
     whole = ablations.recipe_of("ms3", "all parts", 0, options)
+    assert (whole.model.encoders, whole.model.overrides["freeze_audio_encoder"]) == (start, start is not None)
     for variant in ablations.VARIANTS:
         other = ablations.recipe_of("ms3", variant, 0, options)
         assert len(whole.differences(other)) == (0 if variant == "all parts" else 1), variant
+        other.model.encoders = None
         with torch.device("meta"):
             build_model(other.model)
+    assert ("encoders" in ablations.scale(options)) == (start is not None)
 
 
 def test_ablation_run_is_done_once(ablations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
