@@ -111,7 +111,9 @@ def blaming(file: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
         raise ValueError(f"{file} is damaged, or of another kind ({type(error).__name__}: {error}).") from error
 
 

@@ -21,6 +21,7 @@ IMAGES, SOUND = "image_processor", "feature_extractor"
     [
         ({"dtype": "../../x"}, "config.json is damaged"),
         ({"id2label": [1]}, "config.json is damaged"),
+        ({"backbone_config": {"model_type": "resnet", "layer_type": 1e308}}, "damaged"),
         ({"id2label": {"a": "b"}}, "invalid literal"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"backbone_config": 7}, "backbone_config: wanted a dict"),
