@@ -14,6 +14,8 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .starting import end_quietly_when_interrupted
+
 
 __version__ = "0.1.0"
 
@@ -196,5 +198,6 @@ def _register() -> None:
         )
 
 
+end_quietly_when_interrupted()
 _check_torchaudio()
 _register()

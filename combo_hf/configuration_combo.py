@@ -7,6 +7,9 @@ the paper, the value of the release is the default and the field says so.
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -79,6 +82,39 @@ TINY: dict[str, Any] = {
     "train_num_points": 1024,
     "consistency_weight": 2.0,
 }
+
+
+MAX_SIZE = 1_000_000  # of any width or number of parts: a file with more is damaged
+WHOLE = (
+    "channel_reduction hidden_dim num_attention_heads pixel_decoder_layers pixel_decoder_points "
+    "pixel_decoder_feedforward_dim fusion_heads audio_hidden_dim num_queries decoder_layers decoder_feedforward_dim "
+    "image_size num_frames train_num_points"
+).split()
+RANGES = {
+    **dict.fromkeys(
+        "class_weight mask_weight dice_weight consistency_weight no_object_weight".split(), (0.0, math.inf)
+    ),
+    "fusion_dropout": (0.0, 1.0),
+    "fusion_gate_init": (-math.inf, math.inf),
+    "oversample_ratio": (1.0, math.inf),
+    "importance_sample_ratio": (0.0, 1.0),
+}
+SWITCHES = "use_maskige share_encoders freeze_batch_norm freeze_audio_encoder fusion adaptive_consistency".split()
+
+
+@contextmanager
+def blaming(file: str) -> Iterator[None]:
+    """Nothing but a file is read meanwhile: whatever transformers trips over, the file is damaged.
+
+    Raises:
+        ValueError: in place of an `AttributeError` and the like.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{file} is damaged, or of another kind ({type(error).__name__}: {error}).") from error
 
 
 class ComboConfig(PretrainedConfig):
@@ -167,6 +203,8 @@ class ComboConfig(PretrainedConfig):
             backbone_config = BACKBONES["r50"]
         if isinstance(backbone_config, dict):
             backbone_config = _build_backbone_config(backbone_config)
+        if not isinstance(backbone_config, PretrainedConfig):
+            raise ValueError(f"backbone_config: wanted a dict with a model_type, got {backbone_config!r}.")
         self.backbone_config = backbone_config
         self.use_maskige = use_maskige
         self.share_encoders = share_encoders
@@ -210,8 +248,21 @@ class ComboConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self.check()
 
+    @classmethod
+    def from_pretrained(cls, name: Any, **kwargs: Any) -> Any:
+        """As in the base class; a damaged file is a `ValueError`, whatever is wrong with it."""
+        with blaming(f"{name}: config.json"):
+            return super().from_pretrained(name, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class, likewise."""
+        with blaming("config.json"):
+            return super().from_dict(config_dict, **kwargs)
+
     def check(self) -> None:
         """Raise `ValueError` where the values contradict each other; names the field, the value and what fits."""
+        self._check_values()
         if self.audio_query_layout not in ("per_frame", "official"):
             raise ValueError(f"audio_query_layout is {self.audio_query_layout!r}; use 'per_frame' or 'official'.")
         if self.decoder_layers % 3 or self.decoder_layers < 3:
@@ -230,10 +281,23 @@ class ComboConfig(PretrainedConfig):
                 f"{self.num_labels} label(s); the background (index 0) and at least one class are needed."
             )
         missing = {"channels", "hidden_sizes", "embedding_size"} - set(self.audio_config)
-        if missing or len(self.audio_config["channels"]) != 4:
+        if missing or len(self.audio_config["channels"]) != 4 or not all(_sizes(self.audio_config)):
             raise ValueError(
                 f"audio_config needs 4 blocks of channels, hidden_sizes and embedding_size: {self.audio_config}"
             )
+
+    def _check_values(self) -> None:
+        for name in WHOLE:
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= MAX_SIZE:
+                raise ValueError(f"{name} is {value!r}; wanted a whole number from 1 to {MAX_SIZE}.")
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+                raise ValueError(f"{name} is {value!r}; wanted a number from {low:g} to {high:g}, finite.")
+        for name in SWITCHES:
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; wanted true or false.")
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> ComboConfig:
@@ -265,6 +329,13 @@ class ComboConfig(PretrainedConfig):
 def preset_names() -> list[str]:
     """Names that `ComboConfig.from_preset` takes."""
     return [f"{backbone}-{subset}" for backbone in ("r50", "pvtv2-b5") for subset in SUBSETS] + ["tiny"]
+
+
+def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
+    for block in (*audio["channels"], audio["hidden_sizes"], [audio["embedding_size"]]):
+        yield isinstance(block, (list, tuple)) and len(block) > 0
+        for size in block if isinstance(block, (list, tuple)) else ():
+            yield type(size) is int and 1 <= size <= MAX_SIZE
 
 
 def _build_backbone_config(values: dict) -> PretrainedConfig:

@@ -60,7 +60,7 @@ class ComboFeatureExtractor(SequenceFeatureExtractor):
         padding_value (`float`, *optional*, defaults to 0.0): sample value that continues a sound that is too short.
 
     Raises:
-        ValueError: `feature_size` or `sampling_rate` is not VGGish's.
+        ValueError: `feature_size` or `sampling_rate` is not VGGish's, or `padding_value` is no sample value.
     """
 
     model_input_names = ["input_features"]
@@ -77,6 +77,8 @@ class ComboFeatureExtractor(SequenceFeatureExtractor):
                 f"VGGish wants {NUM_MEL_BINS} mel bands at {SAMPLING_RATE} Hz, got feature_size={feature_size}, "
                 f"sampling_rate={sampling_rate}; leave both out. The rate of a sound is an argument of the call."
             )
+        if type(padding_value) not in (int, float) or not abs(padding_value) <= MAX_FLOAT_PEAK:
+            raise ValueError(f"padding_value: wanted a sample value, 0 for silence, got {padding_value!r}.")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
 
     def __call__(

@@ -10,6 +10,7 @@ not be loaded by `AutoProcessor`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -22,6 +23,7 @@ from transformers.image_processing_backends import PilBackend
 
 IGNORE_INDEX = 255
 MASK_STRIDE = 4
+MAX_SIDE = 8192
 CLASSES_AT_ONCE = 8  # class maps enlarged together: 66 MB at 1080p instead of 590 MB for 71 classes
 
 Size = tuple[int, int]
@@ -76,8 +78,13 @@ class ComboImageProcessor(PilBackend):
         super().__init__(**kwargs)
         for unused in ("crop_size", "pad_size"):  # the base class sets them, this processor does neither
             self.__dict__.pop(unused, None)
-        if not self.size.height or not self.size.width:
-            raise ValueError(f"size: wanted {{'height': .., 'width': ..}} in pixels, got {dict(self.size)}.")
+        sides = (self.size.height, self.size.width)
+        if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides):
+            raise ValueError(f"size: wanted {{'height': .., 'width': ..}}, 1 to {MAX_SIDE}, got {dict(self.size)}.")
+        for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
+            _check_channels(name, getattr(self, name), least)
+        if self.num_labels is not None and self.num_labels not in range(2, IGNORE_INDEX + 1):
+            raise ValueError(f"num_labels: wanted 2 to 255 with the background, got {self.num_labels!r}.")
 
     @property
     def input_size(self) -> Size:
@@ -319,6 +326,13 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "iu" or low < 0 or high > 255:
         raise ValueError(f"{name}: wanted uint8 0..255 or float 0..1, got {array.dtype} from {low} to {high}.")
     return array.astype(np.uint8)
+
+
+def _check_channels(name: str, values: Any, least: float) -> None:
+    numbers = [value for value in values if type(value) in (int, float)] if isinstance(values, (list, tuple)) else []
+    if len(numbers) != 3 or len(values) != 3 or not all(least < value < math.inf for value in numbers):
+        more = " above 0" if least == 0 else ""
+        raise ValueError(f"{name}: wanted three finite numbers{more}, of R, G and B, got {values!r}.")
 
 
 def _check_count(name: str, entries: Sequence[Any], wanted: int) -> None:

@@ -179,9 +179,21 @@ def iter_clips(
     return _windows(source, int(frames_per_clip), int(fps), begin, end)
 
 
-def read_clip(source: Any, fps: int = 1) -> Clip:
-    """The whole film as one [`Clip`]; for films of a few seconds. Arguments and errors as in [`iter_clips`]."""
-    return next(iter(iter_clips(source, frames_per_clip=MAX_SECONDS + 1, fps=fps)))
+def read_clip(source: Any, fps: int = 1, max_seconds: int = 600) -> Clip:
+    """The whole film as one [`Clip`]; for films of a few seconds. All its pictures are in memory at once.
+
+    Args:
+        source, fps: as in [`iter_clips`].
+        max_seconds (`int`): a longer film is refused (600 s of 1080p take 3.7 GB); [`iter_clips`] reads any length.
+
+    Raises:
+        MediaError: too long; and as in [`iter_clips`].
+        ValueError, TypeError: as in [`iter_clips`].
+    """
+    clip = next(iter(iter_clips(source, frames_per_clip=max_seconds, fps=fps)))
+    if not clip.is_last:
+        raise MediaError(f"the film is longer than {max_seconds} s; read it in windows by iter_clips.")
+    return clip
 
 
 def _windows(source: Any, length: int, fps: int, begin: float, end: float) -> Iterator[Clip]:
@@ -267,24 +279,26 @@ class _Shown:
         return self._image
 
 
-def load_audio(source: Any) -> tuple[np.ndarray, int]:
+def load_audio(source: Any, max_seconds: float = 3600) -> tuple[np.ndarray, int]:
     """The whole sound of a file as 16 kHz mono.
 
     Args:
         source: path, bytes or http(s) URL of a sound or a film. In a film the time counts from its first picture.
+        max_seconds (`float`): a longer sound is refused, whatever its header says (an hour takes 230 MB, and 1 MB of
+            flac can hold a day of silence).
 
     Returns:
         `tuple[np.ndarray, int]`: float32 `(N,)`, the mean of the channels, not clipped to [-1, 1]; and 16000 Hz.
 
     Raises:
-        MediaError: unreadable, no sound track, no samples, NaN or infinite samples.
+        MediaError: unreadable, no sound track, no samples, too long, NaN or infinite samples.
         TypeError: another kind of source.
     """
     with open_media(source) as media, media.open() as container, media.open() as again:
         sound = media.sound(again, _first_picture(media, container))
         if sound is None:
             raise media.error("has no sound track.")
-        waveform = sound.take_rest()
+        waveform = sound.take_rest(max_seconds)
         if not len(waveform):
             raise media.error("the sound track holds no samples.")
         return waveform, SAMPLING_RATE

@@ -288,10 +288,19 @@ class SoundTrack(_Track):
             self._waiting.popleft()
         return waveform
 
-    def take_rest(self) -> np.ndarray:
-        """Everything from `origin` on, float32 `(N,)`."""
-        chunks = list(self._chunks)
-        waveform = np.zeros(max((position + len(chunk) for position, chunk in chunks), default=0), dtype=np.float32)
+    def take_rest(self, max_seconds: float) -> np.ndarray:
+        """Everything from `origin` on, float32 `(N,)`.
+
+        Raises:
+            MediaError: longer than `max_seconds`; NaN or infinite samples.
+        """
+        chunks, end = [], 0
+        for position, chunk in self._chunks:
+            end = position + len(chunk)
+            if end > max_seconds * SAMPLING_RATE:
+                raise self.media.error(f"the sound is longer than {max_seconds:g} s; raise max_seconds to read it.")
+            chunks.append((position, chunk))
+        waveform = np.zeros(end, dtype=np.float32)
         for position, chunk in chunks:
             waveform[position : position + len(chunk)] = chunk
         return waveform

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
+from .configuration_combo import blaming
 from .feature_extraction_combo import ComboFeatureExtractor
 from .image_processing_combo import ComboImageProcessor, to_batch, to_rgb
 from .maskige_combo import check_masks, paint_maskige
@@ -49,7 +50,7 @@ class ComboProcessor(ProcessorMixin):
         proposal_generator: Any = "superpixels",
         num_frames: int = 5,
     ) -> None:
-        if not isinstance(num_frames, int) or num_frames < 1:
+        if type(num_frames) is not int or num_frames < 1:
             raise ValueError(f"num_frames: wanted a whole number of seconds, at least 1, got {num_frames!r}.")
         super().__init__(image_processor or ComboImageProcessor(), feature_extractor or ComboFeatureExtractor())
         self.num_frames = num_frames
@@ -81,6 +82,12 @@ class ComboProcessor(ProcessorMixin):
     def proposals_agreed(self) -> bool:
         """False: a loaded file, and nobody else, asks for a generator that loads a model or writes files."""
         return self._source_agreed or is_harmless(self._generator_source)
+
+    @classmethod
+    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in the base class; a damaged file is a `ValueError`, whatever is wrong with it."""
+        with blaming(f"{name}: processor_config.json"):
+            return super().from_pretrained(name, *args, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Three kinds occur: PyTorch files (detectron2 checkpoints, VGGish, PVTv2), ImageNet pickles of detectron2 (numpy
 arrays), and safetensors. PyTorch files go through `torch.load(weights_only=True)`, pickles through an unpickler that
-knows numpy arrays and nothing else.
+knows arrays of numbers and nothing else.
 """
 
 from __future__ import annotations
@@ -17,17 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-
-ALLOWED_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),
-}
+from combo_hf.conversion.pickles import NUMPY, load_arrays, unpack
 
 
 def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -55,8 +45,7 @@ def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, torch.T
 
 def _read_torch(path: Path) -> Any:
     """Tensors, plain containers and, beside the model (a best score, say), numpy numbers and arrays."""
-    numpy_types = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    numpy_data = [np._core.multiarray.scalar, np._core.multiarray._reconstruct, np.ndarray, np.dtype, *numpy_types]
+    numpy_data = [(replacement, name) for name, replacement in NUMPY.items()]
     try:
         with torch.serialization.safe_globals(numpy_data), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about pickle protocols; what fails is told below
@@ -84,19 +73,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with path.open("rb") as file:
-            return _ArrayUnpickler(file, encoding="latin1").load()
+        return load_arrays(path.read_bytes())
     except Exception as error:  # any exception may come out of a damaged pickle
         raise ValueError(f"{path.name} is truncated or not a pickle of arrays ({_first_line(error)}).") from error
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and plain containers; everything else is refused before it can run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED_GLOBALS:
-            raise pickle.UnpicklingError(f"refused to load {module}.{name}")
-        return super().find_class(module, name)
 
 
 def _tensors(content: Any, name: str) -> dict[str, torch.Tensor]:
@@ -106,6 +85,7 @@ def _tensors(content: Any, name: str) -> dict[str, torch.Tensor]:
         raise ValueError(f"{name} holds no state dict: wanted names -> tensors, got {type(content).__name__}.")
     tensors = {}
     for key, value in content.items():
+        value = unpack(value)
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
             value = torch.from_numpy(np.array(value, order="C"))  # ascontiguousarray would give a scalar an axis
         if not isinstance(key, str) or not torch.is_tensor(value):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from combo_hf.conversion.pickles import check_pickle
 from combo_hf.data.avsbench_layout import ClipEntry, SubsetRule
 
 
@@ -66,12 +67,20 @@ def _unpickle_tensor(data: bytes) -> Any:
 
     if data[:2] == b"PK":
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    check_pickle(data)
 
     def storage_from(inner: bytes) -> Any:
         return torch.load(io.BytesIO(inner), map_location="cpu", weights_only=True)
 
+    def rebuild(storage: Any, offset: int, size: Any, stride: Any, *others: Any) -> Any:
+        held = storage._size()  # the public way warns of the class' age
+        last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
+        if offset < 0 or min((*size, *stride), default=1) < 0 or (0 not in size and last >= held):
+            raise pickle.UnpicklingError("a tensor larger than its numbers")  # torch would let the storage grow
+        return torch._utils._rebuild_tensor_v2(storage, offset, size, stride, *others)
+
     allowed = {
-        ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
+        ("torch._utils", "_rebuild_tensor_v2"): rebuild,
         ("torch.storage", "_load_from_bytes"): storage_from,
         ("collections", "OrderedDict"): collections.OrderedDict,
     }

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from ..data.npz_files import read_npz
 from ..proposals_combo import get_proposal_generator
+
+
+MAX_ENTRY_BYTES = 1 << 30  # 255 masks of 4K take 265 MB
 
 
 class CachedProposals:
@@ -67,7 +71,7 @@ class CachedProposals:
     def _masks(self, frame: Image.Image) -> np.ndarray:
         path = self.path(frame)
         masks = read_masks(path)
-        if masks is not None:
+        if masks is not None and masks.shape[1:] == (frame.height, frame.width):
             self.hits += 1
             with suppress(OSError):
                 os.utime(path)  # the oldest entry is the one longest unused
@@ -115,10 +119,13 @@ def identity_of(generator: Any) -> dict[str, Any]:
 def read_masks(path: Path) -> np.ndarray | None:
     """Masks of an entry, bool (K, H, W); `None` if it is missing or damaged."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:  # np.load leaves a bad file open
-            packed, shape = entry["packed"], tuple(int(side) for side in entry["shape"])
-        return np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(bool)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        entry = read_npz(path, MAX_ENTRY_BYTES)
+        packed, shape = entry["packed"], tuple(entry["shape"].tolist())
+        count = math.prod(shape)
+        if len(shape) != 3 or min(shape) < 0 or packed.shape != (-(-count // 8),):
+            return None
+        return np.unpackbits(packed, count=count).reshape(shape).astype(bool)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from combo_hf.plain_yaml import parse_yaml
+
 
 MARK = "<!-- made by combo-hf push; remove this line to keep your own text -->"
 CODE_LICENSE = "apache-2.0"
@@ -116,12 +118,10 @@ def _is_plain(value: Any) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     """A JSON or YAML file that holds a mapping."""
-    import yaml
-
     try:
         text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+        content = json.loads(text) if path.suffix == ".json" else parse_yaml(text, path.name)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} cannot be read: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: wanted a mapping, got {type(content).__name__}.")

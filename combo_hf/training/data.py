@@ -10,7 +10,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from combo_hf.data.collate import SILENCE, Augmentation, ClipExample, example_generator, make_example, row_to_example
+from combo_hf.data.npz_files import read_npz
 from combo_hf.data.synthetic import GENERATION, ID2LABEL, plan_clip, synthesize_clip
 
 
@@ -183,11 +183,9 @@ def load_examples(path: str | Path, settings: dict[str, Any] | None = None) -> l
         ValueError: the file is no such cache, or damaged.
     """
     try:
-        # opened here: of a damaged file numpy would leave its own handle open
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            if settings is not None and json.loads(str(file["settings"])) != json.loads(json.dumps(settings)):
-                return None
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_npz(path)
+        if settings is not None and json.loads(str(arrays["settings"])) != json.loads(json.dumps(settings)):
+            return None
         counts = arrays["num_frames"].tolist()
         tensors = {
             name: torch.from_numpy(arrays[name]) if name in arrays else None
@@ -203,7 +201,7 @@ def load_examples(path: str | Path, settings: dict[str, Any] | None = None) -> l
             ClipExample(ids[index], **{name: values[index] for name, values in pieces.items()})
             for index in range(len(counts))
         ]
-    except (KeyError, ValueError, RuntimeError, EOFError, IndexError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, RuntimeError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no cache of prepared clips, or damaged ({error}); remove it.") from error
 
 

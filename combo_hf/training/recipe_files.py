@@ -8,40 +8,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-
-def parse_yaml(text: str, name: str = "text") -> Any:
-    """Plain values of a YAML text; tags that build objects and repeated keys are refused.
-
-    Raises:
-        ValueError: not YAML, a forbidden tag or a repeated key.
-        ImportError: PyYAML is not installed.
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise ImportError("recipes need PyYAML: pip install 'combo-hf[train]'") from error
-
-    class Loader(yaml.SafeLoader):
-        """The safe loader, which would let the last of two equal keys win."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = [key for key in keys if keys.count(key) > 1]
-            if twice:
-                raise yaml.constructor.ConstructorError(None, None, f"repeated key {twice[0]!r}", node.start_mark)
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(text, Loader)  # noqa: S506 (derived from SafeLoader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} is not plain YAML: {error}") from error
+from combo_hf.plain_yaml import dump_yaml, parse_yaml
 
 
-def dump_yaml(values: Mapping[str, Any]) -> str:
-    """YAML that [`parse_yaml`] reads, keys in the order given."""
-    import yaml
-
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+__all__ = ["apply_override", "build", "dump_yaml", "parse_yaml"]
 
 
 def apply_override(values: dict[str, Any], entry: str) -> None:

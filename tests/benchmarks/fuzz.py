@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,18 @@ def read_row(data: bytes, folder: Path, sound: bytes = b"") -> None:
     entry = {"bytes": data, "path": None}
     row = {"video_id": "a", "frames": [entry], "masks": [entry], "label_frames": [True], "maskiges": [entry],
            "audio": {"bytes": sound}}  # fmt: skip
-    try:
-        open_image(data, "a.png")
-    except ValueError:
-        pass
-    read_row(row, 71)
+    errors = []
+    for step in (
+        lambda: open_image(data, "a.png"),
+        lambda: read_row(row, 71),
+        lambda: read_row({**row, "masks": [corpus.label_map()]}, 71),
+    ):
+        try:
+            step()
+        except ValueError as error:
+            errors.append(error)
+    if len(errors) == 3:
+        raise errors[0]
 
 
 def read_row_sound(data: bytes, folder: Path) -> None:
@@ -169,6 +177,33 @@ def read_parquet(data: bytes, folder: Path) -> None:
         read_row(row, 71)
 
 
+def read_recipe(path: Path) -> None:
+    """A recipe of the command line, and what a model card takes from it."""
+    from combo_hf.publishing.card import _read
+    from combo_hf.training.arguments import TrainingRecipe
+
+    errors = []
+    for read in (TrainingRecipe.from_yaml, _read):
+        try:
+            read(path)
+        except ValueError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _mask_cache(path: Path) -> Any:
+    from combo_hf.proposals.cache import read_masks
+
+    return read_masks(path)
+
+
+def _clip_cache(path: Path) -> Any:
+    from combo_hf.training.data import load_examples
+
+    return load_examples(path)
+
+
 KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None], tuple[type[Exception], ...]]] = {
     "films": (corpus.films, read_film, (ValueError,)),
     "sounds": (corpus.sounds, read_audio, (ValueError,)),
@@ -181,6 +216,9 @@ KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None],
     "checkpoints": (corpus.checkpoints, read_checkpoint, (ValueError, TypeError, OSError)),
     "csv": (corpus.tables, read_table, ()),
     "parquet": (corpus.parquets, read_parquet, (ValueError,)),
+    "recipes": (corpus.recipes, _file_reader("recipe.yaml", read_recipe), (ValueError,)),
+    "mask-cache": (corpus.mask_caches, _file_reader("a.npz", _mask_cache), ()),
+    "clip-cache": (corpus.clip_caches, _file_reader("a.npz", _clip_cache), (ValueError,)),
 }
 
 
@@ -312,8 +350,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{kind:12} {sum(tally.values()):6} inputs: {dict(tally)}")
     total = sum(sum(tally.values()) for tally in tallies.values())
     crashes = sum(tally["crash"] for tally in tallies.values())
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(
-        f"all {total} inputs in {time.monotonic() - began:.0f} s, {len(findings)} findings, of them {crashes} crashes"
+        f"all {total} inputs in {used.ru_utime + used.ru_stime:.0f} CPU seconds ({time.monotonic() - began:.0f} s of "
+        f"the clock), {len(findings)} findings, of them {crashes} crashes"
     )
     return 1 if findings else 0
 
@@ -323,7 +363,7 @@ def _report(kind: str, findings: list[tuple[str, bytes]], keep: Path | None) -> 
         print(f"{kind}: {verdict} ({len(data)} bytes)", flush=True)
         if keep is not None:
             keep.mkdir(parents=True, exist_ok=True)
-            (keep / f"{kind}-{abs(hash(data)):x}.bin").write_bytes(data)
+            (keep / f"{kind}-{zlib.crc32(data):08x}.bin").write_bytes(data)
 
 
 if __name__ == "__main__":

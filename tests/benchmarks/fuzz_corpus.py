@@ -80,7 +80,7 @@ def pictures() -> list[bytes]:
     values = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     made = []
     variants = [(Image.fromarray(values), ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"))]
-    variants += [(Image.fromarray(values[..., 0]).convert("P"), ("PNG",))]
+    variants += [(Image.fromarray(values[..., 0] % 60).convert("P"), ("PNG",))]
     variants += [(Image.fromarray(values[..., 0].astype(np.uint16)), ("PNG",))]
     for picture, forms in variants:
         for form in forms:
@@ -88,6 +88,15 @@ def pictures() -> list[bytes]:
             picture.save(buffer, form)
             made.append(buffer.getvalue())
     return made
+
+
+def label_map() -> dict[str, Any]:
+    """A mask of a row."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(24 * 32, dtype=np.uint16).reshape(24, 32).astype(np.uint8) % 3).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def weights() -> list[bytes]:
@@ -157,6 +166,42 @@ def parquets() -> list[bytes]:
     return [buffer.getvalue()]
 
 
+def recipes() -> list[bytes]:
+    """Recipes, the shortest one and one with every key."""
+    from combo_hf.training.arguments import TrainingRecipe
+    from combo_hf.training.recipe_files import dump_yaml
+
+    return [b"seed: 3\nmax_steps: 5\ndata:\n  source: synthetic\n", dump_yaml(TrainingRecipe().to_dict()).encode()]
+
+
+def mask_caches() -> list[bytes]:
+    """An entry of the cache of proposals, packed and plain."""
+    masks = np.zeros((3, 24, 32), bool)
+    return [
+        _npz(save, packed=np.packbits(masks), shape=np.array(masks.shape)) for save in (np.savez, np.savez_compressed)
+    ]
+
+
+def clip_caches() -> list[bytes]:
+    """Prepared clips of 2 and 1 frames."""
+    arrays = {
+        "settings": np.array("{}"),
+        "video_ids": np.array(["a", "b"]),
+        "num_frames": np.array([2, 1]),
+        "frames": np.zeros((3, 3, 8, 8), np.uint8),
+        "input_features": np.zeros((3, 1, 96, 64), np.float32),
+        "masks": np.zeros((2, 8, 8), np.uint8),
+        "label_frames": np.array([True, False, True]),
+    }
+    return [_npz(save, **arrays) for save in (np.savez, np.savez_compressed)]
+
+
+def _npz(save: Any, **arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     """One to four changes."""
     changed = bytearray(data)
@@ -198,6 +243,9 @@ def _number(data: bytearray, rng: random.Random) -> bytearray:
         b"true",
         b"../../x",
         b"\0",
+        b"&a [*a]",
+        b"!!set {}",
+        b"2020-99-99",
     ]
     starts = [place for place, byte in enumerate(data[:20000]) if 48 <= byte <= 57 or byte in b'"']
     if starts:

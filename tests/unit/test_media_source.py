@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import http.server
 import shutil
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures_media import encode
+from fixtures_media import encode, remux
 from PIL import Image
 
 from combo_hf import media_combo_download, media_combo_source
@@ -84,10 +85,35 @@ def test_too_many_pixels(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_time_stamps_of_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "a.mp4", [0, 40, 500_000])
-    assert len(read_clip(path).frames) >= 500
+    assert len(read_clip(path, max_seconds=2000).frames) >= 500
     monkeypatch.setattr(media_combo_source, "MAX_SECONDS", 60)
     with pytest.raises(MediaError, match=r"a time stamp of 500 s; at most 60 s"):
         read_clip(path)
+
+
+def test_longer_than_asked_for(film: Path, tmp_path: Path) -> None:
+    with pytest.raises(MediaError, match=r"longer than 2 s; read it in windows by iter_clips"):
+        read_clip(film, max_seconds=2)
+    with pytest.raises(MediaError, match=r"^film.mp4: the sound is longer than 2 s; raise max_seconds"):
+        load_audio(film, max_seconds=2)
+    assert len(read_clip(film, max_seconds=3).frames) == 3
+    late = remux(film, tmp_path / "late.mkv", sound_delay=70_000)  # a few kB that would be 4.5 GB of silence
+    with pytest.raises(MediaError, match=r"^late.mkv: the sound is longer than 3600 s"):
+        load_audio(late)
+
+
+@pytest.mark.parametrize("promised", [0, 44, 2**31 - 1, 2**32 - 1])
+def test_a_wav_that_lies_about_its_length(tmp_path: Path, promised: int) -> None:
+    samples = np.arange(16000, dtype="<i2").tobytes()
+    head = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 16000, 32000, 2, 16)
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", promised) + head + b"data" + struct.pack("<I", promised) + samples)
+    try:
+        waveform, rate = load_audio(path)
+    except MediaError as error:
+        assert str(error).startswith("a.wav: ") and promised == 0
+    else:
+        assert rate == 16000 and 0 < len(waveform) <= 16000
 
 
 class _Server(http.server.BaseHTTPRequestHandler):

@@ -275,6 +275,16 @@ def test_wrong_inputs_are_refused(change, message):
         ({"num_labels": 1}, "background"),
         ({"audio_config": {"channels": [[8]]}}, "4 blocks"),
         ({"backbone_config": {"model_type": "nosuch"}}, "model_type"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0; wanted a whole number"),
+        ({"num_queries": 10**12}, "from 1 to 1000000"),
+        ({"hidden_dim": 64.0}, "hidden_dim is 64.0"),
+        ({"num_frames": True}, "num_frames is True"),
+        ({"mask_weight": float("nan")}, "mask_weight is nan; wanted a number"),
+        ({"fusion_dropout": -0.5}, "from 0 to 1"),
+        ({"oversample_ratio": "x"}, "oversample_ratio is 'x'"),
+        ({"use_maskige": "no"}, "use_maskige is 'no'; wanted true or false"),
+        ({"audio_config": {"hidden_sizes": [0]}}, "audio_config"),
+        ({"audio_config": {"channels": [1, 2, 3, 4]}}, "audio_config"),
     ],
 )
 def test_wrong_configurations_are_refused(overrides, message):

@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from combo_hf.plain_yaml import dump_yaml
 from combo_hf.training.arguments import AvsbenchRecipe, SyntheticRecipe, TrainingRecipe, parse_yaml
 from combo_hf.training.optimizer import BACKBONE_PATTERN, POLY_POWER
+
+
+BILLION = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}]\n" for old, new in zip("abcde", "bcdef", strict=True)
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -76,11 +82,24 @@ def test_saved_recipe_is_the_same(tmp_path: Path):
         ("seed: 1\nseed: 2", "repeated key 'seed'"),
         ("seed: [", "not plain YAML"),
         ("seed: !!python/object/apply:os.getpid []", "not plain YAML"),
+        (BILLION, r"not plain YAML: aliases \(\*name\) are not read"),
+        ("seed: " + "[" * 5000, "not plain YAML"),
+        ("seed: 2026-99-99", "not plain YAML: month"),
+        ("seed: !!map x", "not plain YAML"),
+        ("{[1]: 2}", "not plain YAML: a key is no word"),
+        ("seed: 1\n" * 200_000, "has 1600000 characters"),
+        ("seed: " + "9" * 5000, "not plain YAML"),
+        ("\0", "not plain YAML"),
     ],
 )
 def test_impossible_recipes(tmp_path: Path, text: str, message: str):
     with pytest.raises(ValueError, match=message):
         TrainingRecipe.from_yaml(write(tmp_path, text))
+
+
+def test_a_list_that_occurs_twice_is_written_twice():
+    twice = ["tensorboard"]
+    assert parse_yaml(dump_yaml({"a": twice, "b": twice})) == {"a": twice, "b": twice}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""Weights and log-mels of strangers: numbers come out, code does not run, memory is not taken."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from combo_hf.conversion.files import read_state_dict
+from combo_hf.conversion.pickles import ArrayUnpickler, check_pickle, load_arrays, unpack
+from combo_hf.data.avsbench_audio import read_log_mel
+
+
+ARRAYS = {
+    "f4": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "big-endian": np.arange(3, dtype=">i4"),
+    "transposed": np.arange(6, dtype=np.float16).reshape(2, 3).T,
+    "empty": np.zeros((0, 3), np.int64),
+    "number": np.float64(0.5),
+    "no axis": np.zeros((), np.uint8),
+    "flags": np.array([True, False]),
+}
+
+
+@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_are_what_they_were(name: str, protocol: int) -> None:
+    for data in (pickle.dumps([ARRAYS[name]], protocol), pickle.dumps([ARRAYS[name]], protocol, fix_imports=False)):
+        array = unpack(load_arrays(data)[0])
+        np.testing.assert_array_equal(array, ARRAYS[name])
+        assert array.dtype == ARRAYS[name].dtype and array.shape == ARRAYS[name].shape
+        old = data.replace(b"numpy._core", b"numpy.core")  # numpy 1; framed protocols would need another length
+        if protocol < 4:
+            np.testing.assert_array_equal(unpack(load_arrays(old)[0]), ARRAYS[name])
+
+
+def test_bytes_of_python_2() -> None:
+    text = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n(S'f4'\n"
+    data = text + b"I0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x00\\x00\\x80?\\x00\\x00\\x00\\xc0'\ntb."
+    assert unpack(load_arrays(data)).tolist() == [1.0, -2.0]
+
+
+class Made:
+    """Pickled as a call, and a state for its result."""
+
+    def __init__(self, call: Any, arguments: tuple[Any, ...], state: Any = None) -> None:
+        self.parts = (call, arguments) if state is None else (call, arguments, state)
+
+    def __reduce__(self) -> Any:
+        return self.parts
+
+
+def array(shape: Any, kind: Any, data: Any) -> Made:
+    call, arguments, _ = np.zeros(1).__reduce__()
+    return Made(call, arguments, (1, shape, kind, False, data))
+
+
+def record(code: str, *state: Any) -> Made:
+    return Made(np.dtype, (code, False, True), (3, *state))
+
+
+OUTSIDE = ("|", None, ("a",), {"a": (np.dtype("f8"), 1 << 30)}, 8, 8, 0)  # numpy reads there, and dies
+FLOAT = np.dtype("f4")
+REFUSED = {
+    "field outside": array((2,), record("V8", *OUTSIDE), b"x" * 16),
+    "number outside": Made(np.float64(0).__reduce__()[0], (record("V8", *OUTSIDE), b"x" * 8)),
+    "objects": array((1,), np.dtype("O"), [0]),
+    "states of numbers": array((2,), record("f4", *OUTSIDE), b"x" * 16),
+    "text": array((1,), np.dtype("U4"), b"x" * 16),
+    "shape beyond": array((1 << 40,), FLOAT, b"x" * 8),
+    "shape below": array((-2,), FLOAT, b"x" * 8),
+    "shape of numbers": array((2.0,), FLOAT, b"x" * 8),
+    "no shape": array(3, FLOAT, b"x" * 8),
+    "no type": array((2,), "f4", b"x" * 8),
+    "list": array((2,), FLOAT, [0, 1]),
+    "code": Made(eval, ("1",)),
+    "file": Made(np.load, ("x",)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arrays_that_are_none(tmp_path: Path, name: str) -> None:
+    content = {"a": REFUSED[name]}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, 2))
+    with pytest.raises(ValueError, match="^a.pkl is truncated or not a pickle of arrays"):
+        read_state_dict(tmp_path / "a.pkl")
+    for legacy in (False, True):
+        torch.save({"model": {}, "x": content}, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(ValueError, match=r"^a.pth (is truncated or not a PyTorch|holds a )"):
+            read_state_dict(tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="no pickled tensor that is safe to load"):
+        read_log_mel(tmp_path / "a.pkl", 5)
+
+
+def test_an_array_without_a_state_is_no_tensor(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"a": Made(*np.zeros(1).__reduce__()[:2])}, 2))
+    with pytest.raises(ValueError, match="'a' is a NoneType, wanted a tensor"):
+        read_state_dict(tmp_path / "a.pkl")
+
+
+def test_no_memory_for_a_memo(tmp_path: Path) -> None:
+    bomb = b"}r" + struct.pack("<I", 1 << 27) + b"."  # pickle's own list of 2 GB for one entry
+    with pytest.raises(pickle.UnpicklingError, match="an entry 134217728 of the memo"):
+        check_pickle(bomb)
+    (tmp_path / "a.pkl").write_bytes(bomb)
+    for read in (read_state_dict, lambda path: read_log_mel(path, 5)):
+        with pytest.raises(ValueError, match="a.pkl"):
+            read(tmp_path / "a.pkl")
+    huge = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 33) + b"x."
+    with pytest.raises(ValueError, match="expected 8589934592 bytes"):
+        check_pickle(huge)
+    check_pickle(pickle.dumps(list(range(1000)) + [f"{number}" for number in range(1000)]))
+
+
+def test_an_encoder_is_not_chosen_by_the_file() -> None:
+    with pytest.raises(pickle.UnpicklingError, match="encoding"):
+        ArrayUnpickler(io.BytesIO(b"c_codecs\nencode\n(Vx\nVzlib_codec\ntR.")).load()
+
+
+@pytest.mark.parametrize(("size", "stride", "offset"), [((5, 1, 96, 64), (6144, 6144, 64, 1), 0), ((2,), (1,), 9)])
+def test_a_log_mel_larger_than_its_numbers(tmp_path: Path, size: Any, stride: Any, offset: int) -> None:
+    storage = torch.zeros(10)._typed_storage()
+    made = Made(torch._utils._rebuild_tensor_v2, (storage, offset, size, stride, False, None))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(made))
+    with pytest.raises(ValueError, match="a tensor larger than its numbers"):
+        read_log_mel(tmp_path / "a.pkl", 5)
+
+
+def test_a_log_mel_is_read(tmp_path: Path) -> None:
+    wanted = torch.randn(5, 1, 96, 64)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(wanted))
+    np.testing.assert_array_equal(read_log_mel(tmp_path / "a.pkl", 5), wanted.numpy())
+
+
+def test_a_weight_file_with_a_lying_zip(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b.pth", "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            new.writestr(entry.filename, content[:100] if entry.filename.endswith("data/0") else content)
+    with pytest.raises(ValueError, match="b.pth is truncated or not a PyTorch weight file"):
+        read_state_dict(tmp_path / "b.pth")
