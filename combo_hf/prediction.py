@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .leftovers import owned_prefix, remove_leftovers
 from .media_combo import MediaError, probe_media, write_overlay_video
 from .media_combo_download import address_name
 from .media_combo_source import open_media
 from .visualization import class_colors, contact_sheet, summarize
 
 
+STAGE = ".combo"
 SHEET_COLUMNS = 10
 PEAKS_PER_SECOND = 200  # of the sound drawn below a contact sheet: an hour takes 6 MB, not 230
 
@@ -69,7 +71,7 @@ def predict_to_folder(
     """Segment a film and write what was found; memory does not grow with the length of the film.
 
     All files are written beside their place and moved into it at the end: after a failure or an interruption the
-    folder is as it was before.
+    folder is as it was before. After a kill, too, but for a hidden folder, which the next call removes.
 
     Args:
         pipe: [`AudioVisualSegmentationPipeline`].
@@ -211,13 +213,14 @@ def _staged(folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Path, str]]]]:
     """A folder to write into; what is entered as `kind: (file, name)` moves to `folder/name` if nothing fails."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".combo-", dir=folder))
+    remove_leftovers(folder, STAGE)  # of a process that was killed
+    stage = Path(tempfile.mkdtemp(prefix=owned_prefix(STAGE), dir=folder))
     targets: dict[str, tuple[Path, str]] = {}
     try:
         yield stage, targets
         for file, name in targets.values():
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name)
+            if (folder / name).is_dir():  # away as a whole: a kill must not leave half of it
+                os.replace(folder / name, stage / f"old-{name}")
             os.replace(file, folder / name)
         made = []
     finally:

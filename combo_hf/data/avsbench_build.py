@@ -22,6 +22,7 @@ from combo_hf.data.avsbench_card import write_card
 from combo_hf.data.avsbench_layout import SPLITS, SUBSETS, ClipEntry, find_home, read_entries, subset_rule
 from combo_hf.data.avsbench_rows import RowOptions, built_features, read_row
 from combo_hf.data.workers import run_tasks, show_progress
+from combo_hf.leftovers import PARTIAL, owned_prefix, remove_leftovers
 
 
 GENERATION = 1  # raise when the same folders start to give other bytes
@@ -249,20 +250,22 @@ def _prepare(settings: BuildSettings, output: Path, resume: bool) -> Path:
     """
     records = {subset: output / f"build-{subset}.json" for subset in SUBSETS}
     if output.exists() and not any(record.is_file() for record in records.values()):
-        if not output.is_dir() or any(output.iterdir()):
+        if not output.is_dir() or any(not path.name.startswith(f"{PARTIAL}-") for path in output.iterdir()):
             raise ValueError(f"{output} is no folder of a build and not empty; choose a new or empty folder.")
     record, folder = records[settings.subset], output / "data" / settings.subset
     if record.is_file() and resume:
         _compare(json.loads(settings.to_json()), record, output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(".partial-*") if resume else folder.glob("*.parquet"):
+    for path in folder.glob(f"{PARTIAL}-*") if resume else folder.glob("*.parquet"):
         path.unlink(missing_ok=True)
+    remove_leftovers(output)
     strangers = [] if record.is_file() else sorted(path.name for path in folder.glob("*.parquet"))
     if strangers:
         raise ValueError(f"{folder} holds {strangers[0]} and no record of a build; move it away first.")
-    partial = record.with_name(f".partial-{os.getpid()}-{record.name}")
+    output.mkdir(parents=True, exist_ok=True)
+    partial = record.with_name(f"{owned_prefix()}{record.name}")
     partial.write_text(settings.to_json(), encoding="utf-8")
     os.replace(partial, record)
+    folder.mkdir(parents=True, exist_ok=True)  # after the record: a kill in between leaves no folder of unknown origin
     return folder
 
 

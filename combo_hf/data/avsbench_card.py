@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.data.avsbench_layout import SUBSETS, subset_rule
+from combo_hf.leftovers import owned_prefix
 
 
 TITLES = {
@@ -98,7 +99,7 @@ def write_card(output: Path) -> None:
         log_mel="- `log_mel`: the official pickled examples, flattened (T, 1, 96, 64)\n" if log_mel else "",
         skipped=f"\nLeft out because a file is missing or damaged:\n\n{skipped}" if skipped else "",
     )
-    partial = output / f".partial-{os.getpid()}-README.md"
+    partial = output / f"{owned_prefix()}README.md"
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, output / "README.md")
 

@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.npz_files import read_npz
+from ..leftovers import owned_prefix, remove_leftovers
 from ..proposals_combo import get_proposal_generator
 
 
@@ -49,6 +50,7 @@ class CachedProposals:
         self.generator, self.folder, self.max_entries = get_proposal_generator(generator), Path(folder), max_entries
         self.identity = identity_of(self.generator)
         self.hits = self.misses = 0
+        remove_leftovers(self.folder, deep=True)
 
     @classmethod
     def from_pretrained(cls, generator: Any, folder: str | Path, max_entries: int | None = None) -> CachedProposals:
@@ -132,7 +134,7 @@ def read_masks(path: Path) -> np.ndarray | None:
 def write_masks(path: Path, masks: np.ndarray) -> None:
     """Write masks, bool (K, H, W), under a temporary name, then give the file its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    handle, partial = tempfile.mkstemp(prefix=owned_prefix(), dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             np.savez_compressed(file, packed=np.packbits(masks), shape=np.array(masks.shape))

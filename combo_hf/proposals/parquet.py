@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..leftovers import owned_prefix
 from .clip import clip_indices
 from .pregenerate import Job, MaskigeReport, maskige_png
 
@@ -44,7 +45,7 @@ def rewrite_parquet(path: Path, generator: Any, job: Job) -> MaskigeReport:
             report.kept += table.metadata.num_rows
             return report
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".partial-{os.getpid()}-{target.name}")
+        partial = target.with_name(f"{owned_prefix()}{target.name}")
         try:
             with pyarrow.parquet.ParquetWriter(partial, schema) as writer:
                 for number in range(table.num_row_groups):

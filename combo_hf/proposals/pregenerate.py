@@ -12,9 +12,7 @@ import io
 import json
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..leftovers import owned_prefix, remove_leftovers
 from ..maskige_combo import PALETTE
 from ..proposals_combo import get_proposal_generator
 from .cache import identity_of
@@ -30,7 +29,6 @@ from .sources import Group, find_groups
 
 
 RECORD = "maskige.json"
-STALE = 3600  # seconds after which an unfinished file must be of a killed process
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def pregenerate(
     settings = {"size": size, "fps": fps, "stable": stable}
     known = callable(getattr(generator, "to_dict", None))
     _check_record(output, settings | {"generator": identity_of(generator) if known else None}, resume)
-    _sweep(output)
+    remove_leftovers(output, deep=True)
     if tables and shard_index == 0:
         copy_rest(source, output, tables)
     sent = generator if num_processes == 1 else _to_json(generator)
@@ -247,7 +245,7 @@ def maskige_png(index: np.ndarray, size: tuple[int, int]) -> bytes:
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, then give it its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+    handle, partial = tempfile.mkstemp(prefix=owned_prefix(), dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -271,14 +269,6 @@ def copy_rest(source: Path, output: Path, tables: list[Path]) -> None:
         hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
         if path.is_file() and not hidden and path not in tables and path.suffix in (".md", ".json", ".jsonl"):
             write_bytes(output / path.relative_to(source), path.read_bytes())
-
-
-def _sweep(output: Path) -> None:
-    """Remove what killed processes left unfinished; other shards may be at work, so only what is old."""
-    for path in output.rglob(".partial-*"):
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE:
-                path.unlink()
 
 
 def _check_record(output: Path, settings: dict[str, Any], resume: bool) -> None:

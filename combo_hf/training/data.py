@@ -22,6 +22,7 @@ import torch
 from combo_hf.data.collate import SILENCE, Augmentation, ClipExample, example_generator, make_example, row_to_example
 from combo_hf.data.npz_files import read_npz
 from combo_hf.data.synthetic import GENERATION, ID2LABEL, plan_clip, synthesize_clip
+from combo_hf.leftovers import owned_prefix, remove_leftovers
 
 
 CACHE_VERSION = 1  # raise when what is written into a cache file changes
@@ -159,6 +160,7 @@ def save_examples(examples: Sequence[ClipExample], path: str | Path, settings: d
     """Write clips, packed along F, and the settings that made them into one .npz file (plain arrays, no pickle)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
     arrays = {
         "settings": np.array(json.dumps(settings)),
         "video_ids": np.array([example.video_id for example in examples]),
@@ -167,7 +169,7 @@ def save_examples(examples: Sequence[ClipExample], path: str | Path, settings: d
     for name in ("frames", "maskiges", "input_features", "masks", "label_frames"):
         if getattr(examples[0], name) is not None:
             arrays[name] = torch.cat([getattr(example, name) for example in examples]).numpy()
-    temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{owned_prefix()}{path.name}")
     try:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -13,6 +15,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from fixtures_media import noise
@@ -126,6 +129,34 @@ def test_refusals(connect, tmp_path, make, options, message):
         segment(connect(COMBO_MAX_SECONDS="2", COMBO_MAX_MEGABYTES="2"), str(film), **options)
     if "exceeds" not in str(caught.value):  # said by the client, of its own file
         assert "secret_name" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+def live_webm(path):
+    """As a browser's MediaRecorder streams it: VP8 and Opus, no duration, no index, parts of unknown length."""
+    with av.open(str(path), "w", format="webm", options={"live": "1"}) as film:
+        pictures = film.add_stream("libvpx", rate=10)
+        pictures.width, pictures.height, pictures.pix_fmt = 80, 48, "yuv420p"
+        sound = film.add_stream("libopus", rate=48000, layout="mono")
+        for index in range(20):
+            picture = np.full((48, 80, 3), 10 * index, np.uint8)
+            film.mux(pictures.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            samples = (noise(0.3, index)[:4800] * 3e4).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+            frame.sample_rate = 48000
+            film.mux(sound.encode(frame))
+        film.mux(pictures.encode(None))
+        film.mux(sound.encode(None))
+    return path
+
+
+def test_webcam_film_without_duration(connect, tmp_path):
+    film = live_webm(tmp_path / "blob.webm")
+    with av.open(str(film)) as container:
+        assert container.duration is None
+    overlay, summary, _, _, files = segment(connect(COMBO_MAX_SECONDS="2"), str(film))
+    shown = probe_media(overlay)
+    assert (shown.width, shown.seconds, shown.has_audio) == (80, 2, True) and "damaged" not in summary
+    assert len(json.loads(Path(files[2]).read_text())["frames"]) == 2
 
 
 def test_no_sound_track_is_said(connect, tmp_path):
@@ -244,6 +275,23 @@ def test_twenty_users_at_once(connect, tmp_path):
 
     with ThreadPoolExecutor(20) as users:
         assert list(users.map(use, films)) == [(width, width, True) for width in films]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_load_leavers_and_a_full_queue():
+    program = ROOT / "tests" / "benchmarks" / "space_load.py"
+    options = "--users 4 --requests 8 --leavers 3 --queue 4 --delay 0.1 --json".split()
+    done = subprocess.run([sys.executable, str(program), *options], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["requests"], found["wrong"], found["tracebacks"]) == (8, [], 0)
+    assert found["longest_silence_s"] < 20  # a word every 15 s
+    leavers, full = found["leavers"], found["full"]
+    assert leavers["was_busy"] and leavers["served"] and leavers["left"] == []
+    assert leavers["next_visitor_s"] < 20  # their work would have taken longer
+    assert full["joined"] == 5 and full["refused"] == 2 and full["served_afterwards"]
+    assert full["status"] == [503] and "Queue is full. Max size is 4" in full["told"][0]
 
 
 def test_files_of_the_space_fit_the_package():
