@@ -83,20 +83,31 @@ def run(recipe: TrainingRecipe, folder: Path) -> dict[str, float]:
     return run(recipe, folder)
 
 
-def table(results: dict[tuple[str, str], list[float]], kinds: list[str]) -> str:
-    """Markdown: mean, sample standard deviation and number of seeds, and the difference to all parts, in percent."""
-    lines = ["| kind, score | variant | mean | spread | seeds | difference |", "|---|---|---|---|---|---|"]
+def table(results: dict[tuple[str, str], dict[int, float]], kinds: list[str]) -> str:
+    """Markdown, in percent: mean and spread over seeds, and those of the differences to all parts with the same seed.
+
+    Args:
+        results: kind and variant -> seed -> score.
+        kinds: in the order of the rows.
+    """
+    head = "| kind, score | variant | mean | spread | seeds | difference, same seed | its spread |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
     for kind, variant in itertools.product(kinds, VARIANTS):
-        values = [100 * value for value in results.get((kind, variant), [])]
+        values = results.get((kind, variant), {})
         if not values:
             continue
-        whole = [100 * value for value in results.get((kind, "all parts"), [])]
-        mean = statistics.fmean(values)
-        spread = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "-"
-        difference = f"{mean - statistics.fmean(whole):+.1f}" if whole and variant != "all parts" else ""
-        cells = [f"{kind}, {SCORES[kind]}", variant, f"{mean:.1f}", spread, str(len(values)), difference]
+        whole = {} if variant == "all parts" else results.get((kind, "all parts"), {})
+        differences = [value - whole[seed] for seed, value in values.items() if seed in whole]
+        mean, spread = in_percent(list(values.values()))
+        cells = [f"{kind}, {SCORES[kind]}", variant, mean, spread, str(len(values)), *in_percent(differences, "+")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def in_percent(values: list[float], sign: str = "") -> tuple[str, str]:
+    """Mean and sample standard deviation as texts; a dash where there is none."""
+    mean = f"{100 * statistics.fmean(values):{sign}.1f}" if values else "-"
+    return mean, f"{100 * statistics.stdev(values):.1f}" if len(values) > 1 else "-"
 
 
 def scale(arguments: argparse.Namespace) -> str:
@@ -138,7 +149,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = build_parser().parse_args()
-    results: dict[tuple[str, str], list[float]] = {}
+    results: dict[tuple[str, str], dict[int, float]] = {}
     begin = time.monotonic()
     for seed, kind, variant in itertools.product(range(arguments.seeds), arguments.kinds, arguments.variants):
         name = variant.replace(" ", "-")
@@ -148,7 +159,7 @@ def main() -> None:
             continue
         folder.parent.mkdir(parents=True, exist_ok=True)
         scores = run(recipe_of(kind, variant, seed, arguments), folder)
-        results.setdefault((kind, variant), []).append(scores[SCORES[kind]])
+        results.setdefault((kind, variant), {})[seed] = scores[SCORES[kind]]
         print(f"{kind}, {variant}, seed {seed}: {100 * scores[SCORES[kind]]:.1f}", flush=True)
     text = f"{scale(arguments)}\n\n{table(results, arguments.kinds)}\n"
     (arguments.output / "table.md").write_text(text, encoding="utf-8")

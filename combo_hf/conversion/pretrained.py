@@ -83,7 +83,7 @@ def load_encoders(model: Any, source: str | Path) -> ConversionReport:
             has a Maskige encoder of its own, the visual one fills it, or nothing takes it.
 
     Raises:
-        ValueError: encoders of other sizes; the model is then unchanged.
+        ValueError: encoders of another architecture or size; the model is then unchanged.
         OSError: no such folder or Hub id.
     """
     from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
@@ -94,7 +94,8 @@ def load_encoders(model: Any, source: str | Path) -> ConversionReport:
     if ours.encoder.maskige_backbone is not None:
         maskige = theirs.encoder.maskige_backbone or theirs.encoder.backbone
         pairs["encoder.maskige_backbone"] = (ours.encoder.maskige_backbone, maskige)
-    for _, (own, other) in pairs.items():
+    _check_meaning(theirs.encoder.backbone.config, ours.encoder.backbone.config, source)
+    for own, other in pairs.values():
         _check_fit(own, other.state_dict(), str(source))
     report = ConversionReport("encoders")
     for prefix, (own, other) in pairs.items():
@@ -105,7 +106,20 @@ def load_encoders(model: Any, source: str | Path) -> ConversionReport:
 
 def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Tensor]:
     """Weights of a transformers checkpoint of the same kind (usually an image classifier), under our names."""
-    found, wanted = AutoConfig.from_pretrained(source), backbone.config
+    wanted = backbone.config
+    _check_meaning(AutoConfig.from_pretrained(source), wanted, source)
+    # not AutoBackbone.from_pretrained: it takes a folder for the name of a repository
+    pretrained, loading = type(backbone).from_pretrained(
+        source, out_features=list(wanted.out_features), dtype=torch.float32, output_loading_info=True
+    )
+    if loading["missing_keys"] or loading["mismatched_keys"]:
+        wrong = sorted(str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"]))
+        raise ValueError(f"{source} lacks {len(wrong)} entries of this {wanted.model_type}: {some(wrong)}.")
+    return pretrained.state_dict()
+
+
+def _check_meaning(found: Any, wanted: Any, source: str | Path) -> None:
+    """Raise `ValueError` where weights of one backbone's configuration would mean something else in the other's."""
     if found.model_type != wanted.model_type:
         raise ValueError(f"{source} is a {found.model_type}; this model has a {wanted.model_type}.")
     for name in MEANINGS.get(wanted.model_type, ()):
@@ -117,14 +131,6 @@ def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Ten
             raise ValueError(
                 f"{source} has {name} {theirs}, this model {ours}: the weights would mean something else."
             )
-    # not AutoBackbone.from_pretrained: it takes a folder for the name of a repository
-    pretrained, loading = type(backbone).from_pretrained(
-        source, out_features=list(wanted.out_features), dtype=torch.float32, output_loading_info=True
-    )
-    if loading["missing_keys"] or loading["mismatched_keys"]:
-        wrong = sorted(str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"]))
-        raise ValueError(f"{source} lacks {len(wrong)} entries of this {wanted.model_type}: {some(wrong)}.")
-    return pretrained.state_dict()
 
 
 def _rename_backbone(

@@ -165,11 +165,17 @@ def ablations():
 
 
 def test_ablation_table(ablations):
-    results = {("s4", "all parts"): [0.5, 0.7], ("s4", "without audio"): [0.3], ("avss", "50 queries"): [0.25, 0.25]}
+    results = {
+        ("s4", "all parts"): {0: 0.5, 1: 0.7, 2: 0.9},
+        ("s4", "without audio"): {1: 0.3},
+        ("s4", "25 queries"): {0: 0.6, 2: 0.8},
+        ("avss", "50 queries"): {0: 0.25, 1: 0.25},
+    }
     assert ablations.table(results, ["s4", "avss"]).splitlines()[2:] == [
-        "| s4, M_J | all parts | 60.0 | 14.1 | 2 |  |",
-        "| s4, M_J | without audio | 30.0 | - | 1 | -30.0 |",
-        "| avss, miou | 50 queries | 25.0 | 0.0 | 2 |  |",
+        "| s4, M_J | all parts | 70.0 | 20.0 | 3 | - | - |",
+        "| s4, M_J | without audio | 30.0 | - | 1 | -40.0 | - |",
+        "| s4, M_J | 25 queries | 70.0 | 14.1 | 2 | +0.0 | 14.1 |",
+        "| avss, miou | 50 queries | 25.0 | 0.0 | 2 | - | - |",
     ]
 
 

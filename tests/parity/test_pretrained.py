@@ -10,7 +10,7 @@ from goldens import Goldens
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from combo_hf.configuration_combo import BACKBONES, ComboConfig
-from combo_hf.conversion.pretrained import load_pretrained_backbones, load_vggish
+from combo_hf.conversion.pretrained import load_encoders, load_pretrained_backbones, load_vggish
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
@@ -197,6 +197,56 @@ def test_vggish(tmp_path: Path):
     ]:
         with pytest.raises(ValueError, match=message):
             load_vggish(model, wrong)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({}, {}),
+        ({"share_encoders": True}, {}),
+        ({}, {"share_encoders": True}),
+        ({"num_queries": 5}, {"fusion": False}),
+    ],
+)
+def test_encoders_of_another_checkpoint(tmp_path: Path, theirs: dict, ours: dict):
+    other = tiny(backbone_config=RESNET, **theirs)
+    torch.manual_seed(7)
+    with torch.no_grad():
+        for value in other.parameters():
+            value.uniform_(-1, 1)
+    other.save_pretrained(tmp_path)
+    model = tiny(backbone_config=RESNET, **ours)
+    before, wanted = values_of(model), values_of(other.model)
+    report = load_encoders(model, tmp_path)
+    assert report.consumed["features.0.weight"] == ["model.audio_encoder.features.0.weight"]
+    for name, value in model.state_dict().items():
+        name = name.removeprefix("model.")
+        if name.startswith(("encoder.backbone.", "encoder.maskige_backbone.", "audio_encoder.")):
+            image = name.replace("maskige_backbone", "backbone")  # where theirs is one for both
+            assert torch.equal(value, wanted[name] if name in wanted else wanted[image]), name
+        else:
+            assert torch.equal(value, before.get(f"model.{name}", before.get(name))), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"audio_config": {"channels": [[8], [8], [8], [8]], "hidden_sizes": [128], "embedding_size": 64}},
+            "fit: feat",
+        ),
+        ({"backbone_config": {**RESNET, "hidden_sizes": [16, 48, 96, 128]}}, "does not fit: "),
+        ({"backbone_config": {**RESNET, "hidden_act": "gelu"}}, "has hidden_act gelu, this model relu"),
+        ({"backbone_config": PVT}, "is a pvt_v2; this model has a resnet"),
+    ],
+)
+def test_encoders_that_do_not_fit_change_nothing(tmp_path: Path, changes: dict, message: str):
+    tiny(**{"backbone_config": RESNET, **changes}).save_pretrained(tmp_path)
+    model = tiny(backbone_config=RESNET)
+    before = values_of(model)
+    with pytest.raises(ValueError, match=message):
+        load_encoders(model, tmp_path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 

@@ -2,12 +2,14 @@
 
 import argparse
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from combo_hf import BUNDLED_MODEL, ComboForAudioVisualSegmentation
 from combo_hf.commands.training import add_arguments
 from combo_hf.data.transforms import EvalTransform, TrainTransform
 from combo_hf.training import (
@@ -63,7 +65,7 @@ def test_recipe_builds_its_network_and_names_its_data(name: str):
     recipe = TrainingRecipe.from_yaml(RECIPES[name])
     assert recipe != TrainingRecipe()
     starts = (recipe.model.pretrained, recipe.model.backbone, recipe.model.vggish)
-    recipe.model.pretrained = recipe.model.backbone = recipe.model.vggish = None
+    recipe.model.pretrained = recipe.model.encoders = recipe.model.backbone = recipe.model.vggish = None
     if starts[0] is not None:
         recipe.model.preset = name.partition("-from")[0]
     with torch.device("meta"):
@@ -80,6 +82,16 @@ def test_recipe_builds_its_network_and_names_its_data(name: str):
     else:
         assert isinstance(recipe.data, SyntheticRecipe) and recipe.data.train_clips >= 100
         assert model.config.num_labels == len(label_names(recipe)["id2label"])
+
+
+@pytest.mark.parametrize("kind", ["s4", "ms3", "avss"])
+def test_recipes_of_the_kinds_start_from_the_bundled_encoders(kind: str):
+    recipe = TrainingRecipe.from_yaml(RECIPES[f"synthetic-{kind}"])
+    assert recipe.data.kinds == [kind] and (EXAMPLES.parent / recipe.model.encoders / "config.json").is_file()
+    model = build_model(replace(recipe.model, encoders=str(EXAMPLES.parent / recipe.model.encoders)), recipe.seed)
+    bundled = ComboForAudioVisualSegmentation.from_pretrained(BUNDLED_MODEL).model.audio_encoder.state_dict()
+    assert all(value.equal(bundled[name]) for name, value in model.model.audio_encoder.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.model.audio_encoder.parameters())
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
