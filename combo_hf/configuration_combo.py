@@ -9,11 +9,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from .checks_combo import blaming
 from .remote_code_combo import ENTRIES, LOADED_AS_REMOTE_CODE
 
 
@@ -100,21 +100,6 @@ RANGES = {
     "importance_sample_ratio": (0.0, 1.0),
 }
 SWITCHES = "use_maskige share_encoders freeze_batch_norm freeze_audio_encoder fusion adaptive_consistency".split()
-
-
-@contextmanager
-def blaming(file: str) -> Iterator[None]:
-    """Nothing but a file is read meanwhile: whatever transformers trips over, the file is damaged.
-
-    Raises:
-        ValueError: in place of an `AttributeError` and the like.
-    """
-    try:
-        yield
-    except (ValueError, TypeError, OSError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        raise ValueError(f"{file} is damaged, or of another kind ({type(error).__name__}: {error}).") from error
 
 
 class ComboConfig(PretrainedConfig):

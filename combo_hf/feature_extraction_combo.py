@@ -41,6 +41,7 @@ RESAMPLING = {
 RATE_STEP = 25  # Hz
 MAX_SAMPLING_RATE = 768000  # Hz
 MAX_FLOAT_PEAK = 1000.0
+MAX_EXAMPLES = 24 * 3600  # seconds of one sound
 CHUNK_EXAMPLES = 64  # bounds the memory of an hour of sound
 
 PCM_SCALE = {"int16": (0.0, 2.0**15), "int32": (0.0, 2.0**31), "uint8": (128.0, 2.0**7)}
@@ -208,12 +209,19 @@ def _is_batch(raw_speech: Any) -> bool:
     return isinstance(raw_speech, (list, tuple)) and not (len(raw_speech) > 0 and np.isscalar(raw_speech[0]))
 
 
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value <= MAX_EXAMPLES
+
+
 def _check_rate(sampling_rate: int | None) -> int:
     if sampling_rate is None:
         raise ValueError(
             "sampling_rate is missing: say at how many Hz the audio was sampled, e.g. sampling_rate=16000."
         )
-    if isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate:
+    number = isinstance(sampling_rate, (int, float, np.number)) and not isinstance(sampling_rate, bool)
+    if not number or sampling_rate % 1 != 0:
         raise ValueError(f"sampling_rate: wanted a whole number of Hz, got {sampling_rate!r}.")
     if not 1000 <= sampling_rate <= MAX_SAMPLING_RATE:
         raise ValueError(f"sampling_rate: wanted 1000 to {MAX_SAMPLING_RATE} Hz, got {sampling_rate}.")
@@ -224,7 +232,10 @@ def _example_counts(num_frames: int | Sequence[int] | None, num_waveforms: int) 
     if num_frames is None:
         return [None] * num_waveforms
     whole = np.isscalar(num_frames) or (isinstance(num_frames, torch.Tensor) and num_frames.ndim == 0)
-    counts = [int(num_frames)] * num_waveforms if whole else [int(count) for count in num_frames]
+    counts = [num_frames] * num_waveforms if whole else list(num_frames)
+    if not all(_is_whole(count) for count in counts):
+        raise ValueError(f"num_frames: wanted whole numbers of examples up to {MAX_EXAMPLES}, got {num_frames!r}.")
+    counts = [int(count) for count in counts]
     if len(counts) != num_waveforms:
         raise ValueError(f"num_frames has {len(counts)} entries for {num_waveforms} waveforms; give one for each.")
     if min(counts) < 1:

@@ -20,13 +20,12 @@ from PIL import Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 
+from .checks_combo import MASK_STRIDE, Size, check_channels, check_outputs
+
 
 IGNORE_INDEX = 255
-MASK_STRIDE = 4
 MAX_SIDE = 8192
 CLASSES_AT_ONCE = 8  # class maps enlarged together: 66 MB at 1080p instead of 590 MB for 71 classes
-
-Size = tuple[int, int]
 
 
 class ComboImagesKwargs(TypedDict, total=False):
@@ -78,11 +77,10 @@ class ComboImageProcessor(PilBackend):
         super().__init__(**kwargs)
         for unused in ("crop_size", "pad_size"):  # the base class sets them, this processor does neither
             self.__dict__.pop(unused, None)
-        sides = (self.size.height, self.size.width)
-        if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides):
+        if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in self.input_size):
             raise ValueError(f"size: wanted {{'height': .., 'width': ..}}, 1 to {MAX_SIDE}, got {dict(self.size)}.")
         for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
-            _check_channels(name, getattr(self, name), least)
+            check_channels(name, getattr(self, name), least)
         if self.num_labels is not None and self.num_labels not in range(2, IGNORE_INDEX + 1):
             raise ValueError(f"num_labels: wanted 2 to 255 with the background, got {self.num_labels!r}.")
 
@@ -177,7 +175,7 @@ class ComboImageProcessor(PilBackend):
         """
         logits = outputs["class_queries_logits"], outputs["masks_queries_logits"]
         counts = [int(count) for count in num_frames]
-        targets = _check_outputs(*logits, counts, target_sizes)
+        targets = check_outputs(*logits, counts, target_sizes)
         label_maps, scores = [], []
         for (first, last), target in zip(_ranges(counts), targets, strict=True):
             frames = [
@@ -328,40 +326,9 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def _check_channels(name: str, values: Any, least: float) -> None:
-    numbers = [value for value in values if type(value) in (int, float)] if isinstance(values, (list, tuple)) else []
-    if len(numbers) != 3 or len(values) != 3 or not all(least < value < math.inf for value in numbers):
-        more = " above 0" if least == 0 else ""
-        raise ValueError(f"{name}: wanted three finite numbers{more}, of R, G and B, got {values!r}.")
-
-
 def _check_count(name: str, entries: Sequence[Any], wanted: int) -> None:
     if len(entries) != wanted:
         raise ValueError(f"{name}: wanted one for each of the {wanted} frames, got {len(entries)}.")
-
-
-def _check_outputs(
-    classes: torch.Tensor, masks: torch.Tensor, counts: list[int], target_sizes: Sequence[Size | None] | None
-) -> list[Size]:
-    """The size of every clip's label maps, after checking that everything fits."""
-    if classes.ndim != 3 or masks.ndim != 4 or classes.shape[:2] != masks.shape[:2]:
-        raise ValueError(
-            "outputs: wanted class_queries_logits (F, Q, K + 1) and masks_queries_logits (F, Q, h, w), got "
-            f"{tuple(classes.shape)} and {tuple(masks.shape)}."
-        )
-    if sum(counts) != masks.shape[0] or min(counts, default=0) < 1:
-        raise ValueError(f"num_frames: wanted counts that add up to {masks.shape[0]} frames, got {counts}.")
-    default = (MASK_STRIDE * masks.shape[2], MASK_STRIDE * masks.shape[3])
-    if target_sizes is None:
-        return [default] * len(counts)
-    if len(target_sizes) != len(counts):
-        raise ValueError(
-            f"target_sizes: wanted one (height, width) for each of {len(counts)} clips, got {target_sizes}."
-        )
-    sizes = [default if size is None else tuple(int(side) for side in size) for size in target_sizes]
-    if any(len(size) != 2 or min(size) < 1 for size in sizes):
-        raise ValueError(f"target_sizes: wanted (height, width) in pixels, got {target_sizes}.")
-    return sizes
 
 
 def _ranges(counts: list[int]) -> Iterator[tuple[int, int]]:

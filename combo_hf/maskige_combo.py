@@ -19,6 +19,7 @@ from PIL import Image
 
 
 MAX_MASKS = 255
+MAX_SIDE = 16384
 
 # ADE20K scene parsing, classes 0..149, RRGGBB each.
 _ADE20K_HEX = (
@@ -52,9 +53,10 @@ def paint_maskige(masks: Any, size: tuple[int, int] = (224, 224)) -> np.ndarray:
     Raises:
         ValueError: wrong rank, no pixels, values other than 0 and 1, or an impossible size.
     """
-    height, width = size
-    if height < 1 or width < 1:
-        raise ValueError(f"size: wanted (height, width) of at least 1 pixel, got {size}.")
+    sides = list(size) if isinstance(size, (tuple, list)) else []
+    if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and 1 <= side <= MAX_SIDE for side in sides):
+        raise ValueError(f"size: wanted (height, width) of 1 to {MAX_SIDE} pixels, got {size!r}.")
+    height, width = sides
     index = maskige_index(check_masks(masks))
     resized = Image.fromarray(index).resize((width, height), Image.Resampling.NEAREST)
     return PALETTE[np.asarray(resized)]

@@ -230,7 +230,10 @@ def frames_per_clip(num_frames: torch.Tensor | list[int] | None, total: int) -> 
     """Frames of each clip as a list; `None` means one clip of `total` frames."""
     if num_frames is None:
         return [total]
-    return [int(frames) for frames in (num_frames.tolist() if torch.is_tensor(num_frames) else num_frames)]
+    counts = num_frames.tolist() if torch.is_tensor(num_frames) else num_frames
+    if not isinstance(counts, (list, tuple)) or any(type(count) is bool or count != int(count) for count in counts):
+        raise ValueError(f"num_frames: wanted whole numbers of frames (B,), one for each clip, got {num_frames!r}.")
+    return [int(count) for count in counts]
 
 
 def check_inputs(
@@ -241,6 +244,9 @@ def check_inputs(
     num_frames: torch.Tensor | list[int] | None,
 ) -> list[int]:
     """Raise `ValueError` where the inputs of the network do not fit; returns the frames of each clip."""
+    for name, values in (("pixel_values", pixel_values), ("maskige_values", maskige_values),
+                         ("input_features", input_features)):  # fmt: skip
+        _check_floats(name, values)
     shape = tuple(pixel_values.shape)
     if len(shape) != 4 or shape[1] != 3 or not shape[0] or shape[2] % 32 or shape[3] % 32 or not shape[2] * shape[3]:
         raise ValueError(
@@ -266,6 +272,13 @@ def check_inputs(
     return clips
 
 
+def _check_floats(name: str, values: Any) -> None:
+    if values is None and name != "pixel_values":  # what may be missing is for the caller to say
+        return
+    if not torch.is_tensor(values) or not values.is_floating_point():
+        raise ValueError(f"{name}: wanted a tensor of floats, got {getattr(values, 'dtype', type(values))}.")
+
+
 def check_labels(
     config: ComboConfig,
     pixel_values: torch.Tensor,
@@ -275,18 +288,27 @@ def check_labels(
 ) -> torch.Tensor:
     """Raise `ValueError` where labels do not fit the frames; returns `label_frames` (F,) bool."""
     frames = len(pixel_values)
+    if not all(isinstance(labels, (list, tuple)) and all(map(torch.is_tensor, labels))
+               for labels in (mask_labels, [] if class_labels is None else class_labels)):  # fmt: skip
+        raise ValueError("mask_labels and class_labels: wanted lists of tensors, one per annotated frame.")
     if label_frames is None:
         label_frames = torch.ones(frames, dtype=torch.bool, device=pixel_values.device)
-    if tuple(label_frames.shape) != (frames,) or label_frames.dtype != torch.bool:
+    if not torch.is_tensor(label_frames) or tuple(label_frames.shape) != (frames,) or label_frames.dtype != torch.bool:
         raise ValueError(
-            f"label_frames must be bool ({frames},), got {label_frames.dtype} {tuple(label_frames.shape)}."
+            f"label_frames must be bool ({frames},), got {getattr(label_frames, 'dtype', type(label_frames))} "
+            f"{tuple(getattr(label_frames, 'shape', ()))}."
         )
     count = int(label_frames.sum())
     if class_labels is None or not len(mask_labels) == len(class_labels) == count:
         got = (len(mask_labels), None if class_labels is None else len(class_labels))
         raise ValueError(f"mask_labels and class_labels need one entry per annotated frame: {count}; got {got}.")
     for index, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        if masks.ndim != 3 or len(masks) != len(classes):
+        whole = classes.ndim == 1 and not classes.is_floating_point() and not classes.is_complex()
+        if not whole or masks.is_complex():
+            raise ValueError(
+                f"annotated frame {index}: wanted class ids (C,) and masks, got {classes.dtype}, {masks.dtype}."
+            )
+        if masks.ndim != 3 or len(masks) != len(classes) or not masks.shape[1] * masks.shape[2]:
             raise ValueError(f"annotated frame {index}: masks {tuple(masks.shape)} and {len(classes)} classes differ.")
         if len(classes) and not (0 <= int(classes.min()) and int(classes.max()) < config.num_labels):
             raise ValueError(f"annotated frame {index}: classes must be in 0..{config.num_labels - 1}, got {classes}.")

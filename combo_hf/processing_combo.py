@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from .configuration_combo import blaming
+from .checks_combo import blaming
 from .feature_extraction_combo import ComboFeatureExtractor
 from .image_processing_combo import ComboImageProcessor, to_batch, to_rgb
 from .maskige_combo import check_masks, paint_maskige

@@ -53,8 +53,13 @@ def overlay(
 
     Raises:
         ValueError: sizes differ, a class without a colour, or alpha out of range.
+        TypeError: `image` is none.
     """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"image: wanted a PIL image, got {type(image).__name__}; Image.fromarray makes one.")
     label_map = np.asarray(label_map)
+    if label_map.dtype.kind not in "iu" or label_map.min(initial=0) < 0:
+        raise ValueError(f"label_map: wanted class indices (H, W) from 0, got {label_map.dtype}.")
     if label_map.shape != (image.height, image.width):
         raise ValueError(f"label_map {label_map.shape} must be (H, W) = {(image.height, image.width)} of the image.")
     if not 0 <= alpha <= 1:
@@ -78,10 +83,14 @@ def heat_map(image: Image.Image | None, scores: np.ndarray, alpha: float = 0.7) 
         alpha: share of the map where the score is 1; it fades with the score, so that quiet parts stay visible.
 
     Raises:
-        ValueError: sizes differ.
+        ValueError: sizes differ, or no pixels.
+        TypeError: `scores` are no numbers.
     """
-    scores = np.clip(np.nan_to_num(np.asarray(scores, dtype=np.float64)), 0, 1)
-    if scores.ndim != 2 or (image is not None and scores.shape != (image.height, image.width)):
+    scores = np.asarray(scores)
+    if scores.dtype.kind not in "biuf":
+        raise TypeError(f"scores: wanted numbers (H, W), got {scores.dtype}.")
+    scores = np.clip(np.nan_to_num(scores.astype(np.float64)), 0, 1)
+    if not scores.size or scores.ndim != 2 or (image is not None and scores.shape != (image.height, image.width)):
         wanted = "(H, W)" if image is None else f"(H, W) = {(image.height, image.width)} of the image"
         raise ValueError(f"scores {scores.shape} must be {wanted}.")
     stops = np.linspace(0, 1, len(HEAT_ANCHORS))

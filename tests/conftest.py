@@ -13,10 +13,14 @@ import pytest
 import torch
 from fixtures_media import noise, numbered
 from fixtures_models import tiny_folder, tiny_pipe  # noqa: F401
+from hypothesis import settings
 
 from combo_hf.media_combo import write_video
 
 
+# The same examples on every run, so that a run that fails can be repeated.
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+settings.load_profile("repeatable")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -48,6 +48,14 @@ class ClipExample:
     label_frames: torch.Tensor
 
     def __post_init__(self) -> None:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        strange = [name for name, part in parts.items() if not torch.is_tensor(part)]
+        strange = [name for name in strange if name != "video_id" and (name, parts[name]) != ("maskiges", None)]
+        if strange or self.frames.ndim != 4 or self.label_frames.dtype != torch.bool:
+            raise ValueError(
+                f"clip {self.video_id}: wanted tensors, frames (T, 3, H, W) and label_frames of booleans; look at "
+                f"{strange or ['frames', 'label_frames']}."
+            )
         count, channels, *size = self.frames.shape
         wanted = {
             "frames": (count, 3, *size),
@@ -178,6 +186,8 @@ class ComboCollator:
         Raises:
             ValueError: no clip, clips of different sizes, or something is missing.
         """
+        if not isinstance(examples, (list, tuple)):
+            raise TypeError(f"a batch: wanted a list of clips, got {type(examples).__name__}.")
         if not examples:
             raise ValueError("cannot make a batch of no clips.")
         examples = [as_example(entry) for entry in examples]

@@ -131,7 +131,7 @@ class SemanticScores:
     """
 
     def __init__(self, num_labels: int, protocol: str = "avsbench") -> None:
-        if num_labels < 2 or num_labels > IGNORE_INDEX:
+        if num_labels not in range(2, IGNORE_INDEX + 1):
             raise ValueError(f"num_labels: wanted 2 to 255 with the background, got {num_labels}.")
         check_protocol(protocol)
         self.num_labels, self.protocol = num_labels, protocol
@@ -284,13 +284,22 @@ def _check_video(
     scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores as float32 and target as bool, (T, H, W) each, on the scores' device."""
-    probabilities = torch.as_tensor(scores).detach()
-    return check_object(probabilities, torch.as_tensor(target).detach().to(probabilities.device))
+    probabilities = _tensor(scores, "scores")
+    return check_object(probabilities, _tensor(target, "target").to(probabilities.device))
+
+
+def _tensor(values: Any, name: str) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values.detach()
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
+        kind = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise TypeError(f"{name}: wanted a tensor or an array of numbers, got {kind}.")
+    return torch.as_tensor(values)
 
 
 def _check_ids(labels: torch.Tensor | np.ndarray, num_labels: int, name: str, ignored: bool) -> torch.Tensor:
     """Class ids as int64 (T, H, W)."""
-    ids = torch.as_tensor(labels).detach()
+    ids = _tensor(labels, name)
     if ids.ndim != 3 or not ids.numel():
         raise ValueError(f"{name}: wanted shape (T, H, W) with at least one pixel, got {tuple(ids.shape)}.")
     if ids.is_floating_point() or ids.is_complex():

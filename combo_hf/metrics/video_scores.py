@@ -39,7 +39,7 @@ class VideoScores:
     """
 
     def __init__(self, num_labels: int | None = None, protocol: str = "avsbench") -> None:
-        if num_labels is not None and not 2 <= num_labels <= 255:
+        if num_labels is not None and num_labels not in range(2, 256):
             raise ValueError(f"num_labels: wanted 2 to 255 with the background, or None, got {num_labels}.")
         check_protocol(protocol)
         self.num_labels, self.protocol = num_labels, protocol
