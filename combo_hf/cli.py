@@ -11,7 +11,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from .commands import conversion, data, evaluation, export, hub, proposals, segment, training
@@ -52,25 +52,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(error)
 
 
-def _explain(error: Exception) -> int:
+def run_script(script: Callable[[], int | None]) -> int:
+    """Run the `main` of a script as a sub-command is run: an error is one line, with `--debug` a traceback.
+
+    Args:
+        script: parses `sys.argv` itself, from which `--debug` is taken away.
+
+    Returns:
+        Exit code, as of [`main`].
+    """
+    debug = "--debug" in sys.argv
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    program = os.path.basename(sys.argv[0])
+    try:
+        return script() or 0
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        return _explain(error, program)
+
+
+def _explain(error: Exception, program: str = PROGRAM) -> int:
     """Say in one line what went wrong; returns the exit code."""
     if isinstance(error, BrokenPipeError):  # `combo-hf ... | head`: as if the signal had ended it
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
         return 141
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate" in str(error):
-        _print_error("not enough memory; try a smaller --batch-size, smaller pictures, or --device cpu")
+        _print_error("not enough memory; try a smaller --batch-size, smaller pictures, or --device cpu", program)
         return 2
     if isinstance(error, BAD_INPUT):
-        _print_error(reason(error))
+        _print_error(reason(error), program)
         return 2
-    _print_error(f"unexpected {type(error).__name__}: {reason(error)} (--debug shows where; please report it)")
+    text = f"unexpected {type(error).__name__}: {reason(error)} (--debug shows where; please report it)"
+    _print_error(text, program)
     return 3
 
 
-def _print_error(text: str) -> None:
+def _print_error(text: str, program: str) -> None:
     with suppress(OSError, ValueError):  # stderr may be closed or its disk full
-        print(f"{PROGRAM}: error: {text}", file=sys.stderr)
+        print(f"{program}: error: {text}", file=sys.stderr)
 
 
 def build_parser() -> argparse.ArgumentParser:

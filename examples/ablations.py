@@ -10,10 +10,12 @@ import itertools
 import json
 import math
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from combo_hf.cli import Parser, run_script
 from combo_hf.training import TrainingRecipe, build_data, build_model, label_names, train
 from combo_hf.training.loop import TrainingResult
 from combo_hf.training.state import write_json
@@ -130,7 +132,7 @@ def scale(arguments: argparse.Namespace) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, required=True, help="folder of all runs and of the table")
     parser.add_argument("--kinds", nargs="+", choices=list(SCORES), default=list(SCORES))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
@@ -167,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

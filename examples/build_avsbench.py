@@ -4,9 +4,10 @@ python examples/build_avsbench.py --root AVSBench --output avsbench --subset s4 
 python examples/build_avsbench.py --synthetic --output avsbench-synthetic --subset avss
 """
 
-import argparse
+import sys
 from pathlib import Path
 
+from combo_hf.cli import Parser, run_script
 from combo_hf.data.avsbench import SUBSETS, build_dataset, check_dataset, format_findings
 from combo_hf.data.figures import count_rows, draw_histogram, row_picture
 from combo_hf.data.synthetic_layouts import write_official
@@ -30,7 +31,7 @@ def draw(folder: Path, subset: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--root", type=Path, help="folder of AVSBench")
     parser.add_argument(
         "--synthetic", action="store_true", help="write synthetic clips to <output>-source and use them"
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -6,16 +6,17 @@ Writes combo_hf/assets/demo (checkpoint, processor, recipe.yaml, demo.json with 
 combo_hf/assets/demo_clip.mp4.
 """
 
-import argparse
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import combo_hf
+from combo_hf.cli import Parser, run_script
 from combo_hf.data.synthetic import synthesize_clip
 from combo_hf.media_combo import write_video
 from combo_hf.training import TrainingRecipe, evaluate_model, prepare_synthetic
@@ -50,7 +51,7 @@ def cost(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="finished run of the recipe")
     parser.add_argument("--silent", type=Path, required=True, help="the same with data.silence_audio=true")
     parser.add_argument("--clips", type=int, default=100, help="unseen test clips to score on")
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

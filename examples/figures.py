@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,13 +21,14 @@ import numpy as np
 from PIL import Image
 
 import combo_hf
+from combo_hf.cli import Parser, run_script
 from combo_hf.data.synthetic_clip import synthesize_clip
 from combo_hf.figures import clip_result, comparison_film, grid, marked, warmed
 from combo_hf.maskige_combo import paint_maskige
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("figures"), help="folder")
     parser.add_argument("--model", help="folder or Hub id; default: the bundled weights")
     parser.add_argument("--baseline", help="model to compare with; default: the same weights hearing silence")
@@ -145,4 +147,4 @@ def seconds(count: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

@@ -5,12 +5,13 @@ python examples/figures_maskige.py compare frame.png clip.mp4 --output maskiges.
     --generator superpixels --generator mobile_sam=my-mobile-sam --generator semantic_sam=my-semantic-sam
 """
 
-import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from combo_hf.cli import Parser, run_script
 from combo_hf.maskige_combo import PALETTE, paint_maskige
 from combo_hf.proposals import load_proposal_generator
 from combo_hf.proposals.sources import FILMS, read_picture
@@ -59,7 +60,7 @@ def first_frame(path: Path) -> Image.Image:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(description=__doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="figure", required=True)
     for name, text in (("palette", "Figure III"), ("compare", "Figure IV")):
         command = commands.add_parser(name, help=text)
@@ -82,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

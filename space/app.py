@@ -1,17 +1,15 @@
 """The web page: a video in, what sounds where and when out.
 
 `python space/app.py` in a clone runs it with the bundled weights; README.md beside this file lists the settings.
+limits.py beside it says what is refused.
 """
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
 import logging
 import os
 import queue
-import re
 import shutil
 import sys
 import tempfile
@@ -34,11 +32,11 @@ except ModuleNotFoundError:  # a bare clone
     import combo_hf
 
 import gradio as gr
-from anyio.to_thread import run_sync
+from limits import Limits, limit_addresses, plain, proposal_sources
 
+from combo_hf.cli import run_script
 from combo_hf.figures import prediction_gallery
 from combo_hf.media_combo import MediaError, probe_media
-from combo_hf.media_combo_download import address_name, download
 from combo_hf.prediction import predict_to_folder
 from combo_hf.visualization import draw_timeline
 
@@ -46,7 +44,6 @@ from combo_hf.visualization import draw_timeline
 SUPERPIXELS = "superpixels"
 EVERYTHING_AT = 12  # frames of the gallery, evenly spread
 MAX_FPS = 5
-DOWNLOAD_S = 60
 KEEP_FILES_S = 3600
 KEEP_MASKS = 1000  # frames whose masks stay in the cache: at most about 300 MB
 LOOK_S = 1.0  # how often it is looked whether the visitor is still there
@@ -66,61 +63,8 @@ CSS = """
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a visitor may ask for.
-
-    Attributes:
-        seconds: longest video.
-        megabytes: largest upload.
-        pixels: largest picture, width x height.
-        queue: visitors waiting.
-    """
-
-    seconds: int = 60
-    megabytes: int = 50
-    pixels: int = 1920 * 1088
-    queue: int = 64
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Limits:
-        """`COMBO_MAX_SECONDS`, `COMBO_MAX_MEGABYTES` and `COMBO_MAX_QUEUE`.
-
-        Raises:
-            ValueError: not a whole number above 0.
-        """
-        values = {}
-        for field in ("seconds", "megabytes", "queue"):
-            name = f"COMBO_MAX_{field.upper()}"
-            if name in environment:
-                if not environment[name].isdigit() or int(environment[name]) < 1:
-                    raise ValueError(f"{name}: wanted a whole number above 0, got {environment[name]!r}.")
-                values[field] = int(environment[name])
-        return cls(**values)
-
-
 class Stopped(Exception):
     """The visitor has gone, or pressed stop."""
-
-
-def proposal_sources(text: str) -> dict[str, str]:
-    """`"sam=folder,mobile_sam=org/name"` -> name: folder or Hub id.
-
-    Raises:
-        ValueError: an entry without `=`, or a name that is no proposal model.
-    """
-    from combo_hf.proposals import PROPOSAL_GENERATORS
-
-    known = sorted(set(PROPOSAL_GENERATORS) - {"cached"})
-    sources = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        name, mark, source = entry.partition("=")
-        if not (name.strip() and mark and source.strip()):
-            raise ValueError(f"COMBO_PROPOSALS: wanted name=folder or Hub id, got {entry!r}.")
-        if name.strip() not in known:
-            raise ValueError(f"COMBO_PROPOSALS: wanted one of {', '.join(known)}, got {name.strip()!r}.")
-        sources[name.strip()] = source.strip()
-    return sources
 
 
 class Segmenter:
@@ -167,7 +111,7 @@ class Segmenter:
         try:
             facts = probe_media(path)
         except MediaError as error:
-            raise gr.Error(_plain(error, path), print_exception=False) from None
+            raise gr.Error(plain(error, path), print_exception=False) from None
         if facts.seconds > self.limits.seconds:
             wanted = f"The video has {facts.seconds} seconds; at most {self.limits.seconds} are taken here."
             raise gr.Error(f"{wanted} The command line has no such limit.", print_exception=False)
@@ -273,7 +217,7 @@ class Segmenter:
         if isinstance(error, (Stopped, gr.Error)):
             return error
         if isinstance(error, MediaError):
-            return gr.Error(_plain(error, path), print_exception=False)
+            return gr.Error(plain(error, path), print_exception=False)
         LOG.error("a video could not be segmented", exc_info=error)  # its message may name folders of this machine
         return gr.Error("Something went wrong here; it has been noted.", print_exception=False)
 
@@ -287,9 +231,9 @@ def build_demo(
         pipe: [`AudioVisualSegmentationPipeline`]; default that of `COMBO_MODEL`, or the bundled weights.
         proposals, limits: as for [`Segmenter`]; default those of the environment.
     """
-    pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     proposals = proposal_sources(os.environ.get("COMBO_PROPOSALS", "")) if proposals is None else proposals
     limits = Limits.from_environment() if limits is None else limits
+    pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))
     bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.BUNDLED_MODEL
     with gr.Blocks(title=TITLE, delete_cache=(600, KEEP_FILES_S), analytics_enabled=False) as demo:
@@ -297,7 +241,7 @@ def build_demo(
         with gr.Row():
             with gr.Column(min_width=300):
                 video = gr.Video(label="Video with sound", sources=["upload", "webcam"], elem_id="video")
-                _limit_addresses(video, limits)
+                limit_addresses(video, limits)
                 generator = gr.Dropdown(
                     [SUPERPIXELS, *proposals], value=SUPERPIXELS, label="Proposal model (Maskige)", elem_id="proposals"
                 )
@@ -345,33 +289,6 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
     return demo.launch(**{**demo.combo_launch, **options})
 
 
-def _limit_addresses(component: gr.Video, limits: Limits) -> None:
-    """API clients may name an address in place of a file; gradio would fetch it whole, whatever its size."""
-    move = component.async_move_resource_to_block_cache
-
-    async def fetch(source: Any) -> str | None:
-        if not str(source).lower().startswith(("http://", "https://")):
-            return await move(source)
-        name = address_name(str(source))
-        folder = tempfile.mkdtemp(prefix="address-", dir=_folder(component.GRADIO_CACHE))
-        path = os.path.join(folder, name)
-        limit = int(limits.megabytes * 1e6)
-        try:
-            await run_sync(functools.partial(download, str(source), path, name, limit, DOWNLOAD_S))
-        except MediaError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise gr.Error(_plain(error, Path(path)), print_exception=False) from None
-        component.temp_files.add(path)
-        return path
-
-    component.async_move_resource_to_block_cache = fetch
-
-
-def _folder(path: str) -> str:
-    os.makedirs(path, exist_ok=True)
-    return path
-
-
 def _introduction(limits: Limits, bundled: bool) -> str:
     text = (
         f"# {TITLE}\nEvery object that sounds is coloured, second by second; silent ones are left alone "
@@ -391,7 +308,7 @@ def _text(found: Any, path: Path) -> str:
     if not found.has_audio:
         lines.append("The video has no sound track: it was treated as silence.")
     if found.warnings:
-        lines.append("Parts of the file are damaged: " + "; ".join(_plain(text, path) for text in found.warnings[:3]))
+        lines.append("Parts of the file are damaged: " + "; ".join(plain(text, path) for text in found.warnings[:3]))
     return "\n\n".join(lines)
 
 
@@ -412,21 +329,10 @@ def _zip(source: Path, target: Path) -> Path:
     return target
 
 
-def _plain(error: Any, path: Path) -> str:
-    """A message without names of files on this machine."""
-    text = " ".join(str(error).split("\n")[0].split()).replace(str(path), "the video").replace(path.name, "the video")
-    text = re.sub(r"(?<![\w./])(?:[A-Za-z]:\\|/)[^\s'\",;:]+", "a file", text)
-    return f"{text[:1].upper()}{text[1:300]}"
-
-
 def main() -> None:
     """Run the page. Visitors see the messages of `gr.Error`, and of no other error."""
-    try:
-        demo = build_demo()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"space/app.py: {error}") from error
-    launch(demo, server_name=os.environ.get("GRADIO_SERVER_NAME"))
+    launch(build_demo(), server_name=os.environ.get("GRADIO_SERVER_NAME"))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

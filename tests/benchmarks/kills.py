@@ -89,8 +89,8 @@ def build(inputs: Path, output: Path, subset: str = "ms3") -> list[Any]:
 
 def train(inputs: Path, output: Path) -> list[Any]:
     resume = ["--resume"] if (output / "recipe.yaml").is_file() else []
-    recipe = inputs / f"{output.name}.yaml"  # each with a cache of its own
-    recipe.write_text(RECIPE.replace("CACHE", str(output.with_name(f"{output.name}-cache"))))
+    recipe = inputs / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("CACHE", str(inputs / "cache")))
     return ["train", "--recipe", recipe, "--output", output, "--device", "cpu", *resume]
 
 
@@ -118,7 +118,7 @@ class Runner:
     """Starts commands; one at a time."""
 
     def __init__(self, work: Path, anew: bool) -> None:
-        self.log = work / "log.txt"
+        self.log, self.temporary = work / "log.txt", work / "tmp"
         for name in ("tmp", "datasets"):
             (work / name).mkdir()
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(work / "tmp")}
@@ -237,11 +237,16 @@ def damages(output: Path, before: dict[str, str], after: dict[str, str]) -> list
             except Exception as error:  # whatever a reader raises
                 found.append(f"{path.relative_to(output)}: {type(error).__name__}: {error}")
     now = digests(output) if before else {}
-    for top in {name.split("/")[0] for name in before}:
-        parts = [{k: v for k, v in files.items() if k.split("/")[0] == top} for files in (now, before, after)]
+    for place in {_place(name) for name in before}:
+        parts = [{k: v for k, v in files.items() if _place(k) == place} for files in (now, before, after)]
         if parts[0] not in parts[1:]:
-            found.append(f"{top}: neither as before nor as after")
+            found.append(f"{place}: neither as before nor as after")
     return found
+
+
+def _place(name: str) -> str:
+    """What changes as a whole: a file beside others, a folder of files."""
+    return name.rpartition("/")[0] or name
 
 
 def examine(case: Case, runner: Runner, work: Path, kills: int, chance: random.Random) -> dict[str, Any]:
@@ -255,6 +260,7 @@ def examine(case: Case, runner: Runner, work: Path, kills: int, chance: random.R
 
     def fresh(number: Any) -> Path:
         output = work / f"run-{number}"
+        shutil.rmtree(inputs / "cache", ignore_errors=True)  # of a training: its clips
         if start.is_dir():
             shutil.copytree(start, output)
         return output
@@ -274,8 +280,8 @@ def examine(case: Case, runner: Runner, work: Path, kills: int, chance: random.R
                 row["kills"] += 1
                 faults += damages(output, before, after)
         faults += [f"{path}: differs" for path, _ in set(digests(output).items()) ^ set(after.items())]
-    left = [path for path in work.glob("run-*/**/*") if path.name.startswith((".partial", ".combo", ".old"))]
-    left += [path for path in (work / "tmp").iterdir() if not path.name.startswith("torchinductor_")]  # torch's own
+    left = [path for path in work.rglob(".*") if path.name.startswith((".partial", ".combo", ".old"))]
+    left += [path for path in runner.temporary.iterdir() if not path.name.startswith("torchinductor_")]  # torch's own
     return row | {"left": len(left), "faults": faults + [f"left: {path}" for path in left]}
 
 
@@ -283,20 +289,17 @@ def run(arguments: argparse.Namespace, work: Path) -> int:
     """Everything; returns the number of faults."""
     print(f"seed {arguments.seed}\n")
     print(f"{'command':20}{'kills':>6}{'starts':>8}{'folders':>9}{'undisturbed s':>15}{'equal':>7}{'left over':>11}")
-    faults = 0
+    faults, runner = 0, Runner(work, arguments.anew)
     for name in arguments.only or CASES:
-        place = work.resolve() / name.replace(" ", "-")
+        place = work / name.replace(" ", "-")
         (place / "inputs").mkdir(parents=True)
-        runner = Runner(place, arguments.anew)
-        try:
-            row = examine(CASES[name], runner, place, arguments.kills, random.Random(arguments.seed))
-        finally:
-            runner.close()
+        row = examine(CASES[name], runner, place, arguments.kills, random.Random(arguments.seed))
         equal = "no" if row["faults"] else "yes"
         counts = f"{row['kills']:6}{row['starts']:8}{row['folders']:9}{row['seconds']:15.1f}"
         print(f"{name:20}{counts}{equal:>7}{row['left']:11}")
         print("".join(f"  {fault}\n" for fault in row["faults"][:20]), end="", flush=True)
         faults += len(row["faults"])
+    runner.close()
     return faults
 
 
@@ -313,7 +316,8 @@ def main() -> None:
         return fork_on_demand(arguments.forker, arguments.anew)
     if not hasattr(os, "fork"):
         parser.error("needs fork and SIGKILL")
-    work = arguments.keep or Path(tempfile.mkdtemp(prefix="combo-kills-"))
+    work = (arguments.keep or Path(tempfile.mkdtemp(prefix="combo-kills-"))).resolve()
+    work.mkdir(parents=True, exist_ok=True)
     try:
         faults = run(arguments, work)
     finally:

@@ -48,6 +48,7 @@ LONG = 55  # of one that takes long: 55 windows
 
 def serve(delay: float) -> None:
     """The page, with a model that waits."""
+    sys.path.insert(0, str(ROOT / "space"))
     spec = importlib.util.spec_from_file_location("combo_space_app", ROOT / "space" / "app.py")
     app = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(app)

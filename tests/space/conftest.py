@@ -25,7 +25,9 @@ def app() -> ModuleType:
     spec = importlib.util.spec_from_file_location("combo_space_app", APP)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     before = dict(os.environ)
+    sys.path.insert(0, str(APP.parent))  # as of a program that is run
     spec.loader.exec_module(module)
+    sys.path.remove(str(APP.parent))
     for name in set(os.environ) - set(before):  # its settings are for a process of its own, not for other tests
         if name.startswith("COMBO_"):
             del os.environ[name]

@@ -294,6 +294,22 @@ def test_load_leavers_and_a_full_queue():
     assert full["status"] == [503] and "Queue is full. Max size is 4" in full["told"][0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"COMBO_MODEL": "nosuch/folder/x"}, "no such folder"),
+        ({"COMBO_MAX_SECONDS": "-1"}, "COMBO_MAX_SECONDS: wanted a whole number above 0, got '-1'."),
+    ],
+)
+def test_wrong_settings_are_one_line(tmp_path, settings, message):
+    pytest.importorskip("gradio", reason="needs the extra 'space' (gradio)")
+    environment = {**os.environ, **settings, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(ROOT / "space" / "app.py")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert done.stderr.startswith("app.py: error: ") and done.stderr.count("\n") == 1
+
+
 def test_files_of_the_space_fit_the_package():
     requirement = (ROOT / "space" / "requirements.txt").read_text()
     assert f"combo_hf-{combo_hf.__version__}-" in requirement
@@ -330,21 +346,23 @@ def test_places_that_are_not_the_visitors(connect, place, message):
 def test_addresses_of_films_are_fetched_within_limits(app, tmp_path, monkeypatch):
     import asyncio
 
+    import limits
+
     component = app.gr.Video()
     monkeypatch.setattr(component, "GRADIO_CACHE", str(tmp_path / "files"))
-    app._limit_addresses(component, app.Limits(megabytes=2))
+    limits.limit_addresses(component, limits.Limits(megabytes=2))
     asked = []
 
     def fetch(url, path, name, limit, seconds):
         asked.append((url, name, limit, seconds))
         if "large" in url:
-            raise app.MediaError(f"{name}: a download is limited to 2 MiB; it is larger.")
+            raise limits.MediaError(f"{name}: a download is limited to 2 MiB; it is larger.")
         Path(path).write_bytes(b"film")
 
-    monkeypatch.setattr(app, "download", fetch)
+    monkeypatch.setattr(limits, "download", fetch)
     found = asyncio.run(component.async_move_resource_to_block_cache("https://host.test/a.mp4?key=1"))
     assert Path(found).read_bytes() == b"film" and found in component.temp_files
-    assert asked == [("https://host.test/a.mp4?key=1", "a.mp4", 2_000_000, app.DOWNLOAD_S)]
+    assert asked == [("https://host.test/a.mp4?key=1", "a.mp4", 2_000_000, limits.DOWNLOAD_S)]
     with pytest.raises(app.gr.Error, match="The video: a download is limited"):
         asyncio.run(component.async_move_resource_to_block_cache("https://host.test/large.mp4"))
     assert len(list((tmp_path / "files").iterdir())) == 1
