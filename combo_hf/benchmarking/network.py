@@ -43,11 +43,11 @@ def evaluation_variants(settings: Settings, backbone: str, clips: Sequence[int])
     model = make_model(backbone, settings)
     inputs = make_inputs(model.config, clips).network
     plain = PlainCombo(model)
-
+    half = copy.deepcopy(model).set_backbone_dtype(torch.bfloat16)
     variants = [
         Variant("plain", _evaluate(lambda: plain(**inputs)[-1])),
         Variant("default", _evaluate(lambda: _last(model(**inputs)))),
-        Variant("bf16 backbones", _evaluate(lambda: _last(_mixed(model, inputs))), dtype="bfloat16"),
+        Variant("bf16 backbones", _evaluate(lambda: _last(half(**inputs))), dtype="bfloat16"),
     ]
     if len(clips) > 1:
         return variants
@@ -83,11 +83,6 @@ def _evaluate(run: Callable[[], Any]) -> Callable[[], Any]:
 
 def _last(out: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return out.class_queries_logits, out.masks_queries_logits
-
-
-def _mixed(model: Any, inputs: dict[str, Any]) -> Any:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return model(**inputs)
 
 
 def _channels_last(inputs: dict[str, Any]) -> dict[str, Any]:
