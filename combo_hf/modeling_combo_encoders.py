@@ -79,7 +79,7 @@ class ComboSiamEncoder(nn.Module):
 
 def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Feature maps in the dtype of the pictures, also where the weights of the backbone are of another."""
-    dtype = next(backbone.parameters()).dtype
+    dtype = next(backbone.parameters(), pictures).dtype
     return tuple(maps.to(pictures.dtype) for maps in backbone(pictures.to(dtype)).feature_maps)
 
 
