@@ -192,7 +192,8 @@ def checkpointed(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        model.gradient_checkpointing_disable()
+        disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+        disable()
         for module in model.modules():
             if isinstance(vars(module).get("forward"), partial):
                 del module.forward
