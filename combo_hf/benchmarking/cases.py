@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +24,13 @@ class Settings:
         quick: small networks, films and clips: shows that everything runs, the times mean nothing.
         compile: also `torch.compile`, which takes minutes.
         seed: of weights and inputs.
+        device: of the network; the parts around it stay on the processor.
     """
 
     quick: bool = False
     compile: bool = False
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass
@@ -35,6 +41,7 @@ class Case:
         name: `group/...`, what `--only` looks for.
         build: makes the variants; called when the case is reached, what it holds is let go afterwards.
         counted: torch does the work, so that its operations can be counted.
+        gpu: has something to say about a GPU; where one is used, only such cases run.
         agree: tells from two outputs how close they are; the baseline's comes first.
         rounds: fewer for long work.
         measure: in place of `build`, where variants do not fit: (settings, machine, name) -> lines of the table.
@@ -43,6 +50,7 @@ class Case:
     name: str
     build: Callable[[Settings], Sequence[Variant]] | None = None
     counted: bool = True
+    gpu: bool = False
     agree: Callable[[Any, Any], str] | None = None
     rounds: int | None = None
     measure: Callable[..., list[Any]] | None = None
@@ -54,6 +62,14 @@ class ClipInputs:
 
     network: dict[str, Any]
     labels: dict[str, Any] = field(default_factory=dict)
+
+
+class TemporaryFolder:
+    """A folder for as long as somebody holds this object: variants keep it in what they run."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="combo-benchmark-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def make_config(backbone: str, settings: Settings, **overrides: Any) -> Any:
@@ -69,16 +85,17 @@ def make_model(backbone: str, settings: Settings, **overrides: Any) -> Any:
     from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
     torch.manual_seed(settings.seed)
-    return ComboForAudioVisualSegmentation(make_config(backbone, settings, **overrides)).eval()
+    return ComboForAudioVisualSegmentation(make_config(backbone, settings, **overrides)).eval().to(settings.device)
 
 
-def make_inputs(config: Any, clips: Sequence[int], seed: int = 0) -> ClipInputs:
+def make_inputs(config: Any, clips: Sequence[int], seed: int = 0, device: str = "cpu") -> ClipInputs:
     """Smooth random pictures, noise as sound, and labels of three classes in each frame.
 
     Args:
         config ([`ComboConfig`])
         clips: frames of each clip.
         seed (`int`)
+        device (`str`): of the tensors; the numbers are the same on all.
     """
     rng = torch.Generator().manual_seed(seed)
     frames, side = sum(clips), config.image_size
@@ -100,6 +117,8 @@ def make_inputs(config: Any, clips: Sequence[int], seed: int = 0) -> ClipInputs:
         "mask_labels": [torch.stack([(frame == i).float() for i in range(len(classes))]) for frame in regions],
         "class_labels": [torch.tensor(classes)] * frames,
     }
+    network = {name: value.to(device) for name, value in network.items()}
+    labels = {name: [value.to(device) for value in values] for name, values in labels.items()}
     return ClipInputs(network, labels)
 
 
@@ -111,7 +130,7 @@ def label_maps(classes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 
 def largest_difference(wanted: Any, got: Any) -> str:
     """Largest absolute difference of two arrays or numbers, relative to the largest value."""
-    wanted, got = (np.asarray(torch.as_tensor(value).float()) for value in (wanted, got))
+    wanted, got = (np.asarray(torch.as_tensor(value).float().cpu()) for value in (wanted, got))
     if wanted.shape != got.shape:
         return f"shapes {wanted.shape}, {got.shape}"
     return f"rel {np.abs(wanted - got).max() / max(np.abs(wanted).max(), 1e-12):.0e}"

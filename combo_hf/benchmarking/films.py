@@ -14,10 +14,10 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
-from combo_hf.benchmarking.cases import Case, Settings, make_model
+from combo_hf.benchmarking.cases import Case, Settings, TemporaryFolder, make_model
 from combo_hf.benchmarking.machine import Machine
 from combo_hf.benchmarking.report import Result
-from combo_hf.benchmarking.timing import Variant, peak_bytes
+from combo_hf.benchmarking.timing import Variant, peak_bytes, synchronize
 
 
 SIZE, QUICK_SIZE = (1280, 720), (160, 96)
@@ -29,8 +29,8 @@ def film_cases() -> list[Case]:
     """All cases of this file, in the order of the table."""
     return [
         Case("film/decode 10 s, 720p", decode_variants, False, same_pictures),
-        Case("film/predict 60 s, 720p, r50", measure=partial(predict_stages, backbone="r50")),
-        Case("film/predict 60 s, 720p, pvtv2-b5", measure=partial(predict_stages, backbone="pvtv2-b5")),
+        Case("film/predict 60 s, 720p, r50", measure=partial(predict_stages, backbone="r50"), gpu=True),
+        Case("film/predict 60 s, 720p, pvtv2-b5", measure=partial(predict_stages, backbone="pvtv2-b5"), gpu=True),
         Case("film/memory, 60 s and 600 s", measure=predict_memory),
     ]
 
@@ -70,10 +70,10 @@ def decode_variants(settings: Settings) -> list[Variant]:
     """One picture a second and the sound: every picture made RGB first (plain), or only those that are needed."""
     from combo_hf.media_combo import read_clip
 
-    folder = tempfile.TemporaryDirectory(prefix="combo-benchmark-")
-    film = write_film(Path(folder.name) / "film.mp4", *((2, QUICK_SIZE) if settings.quick else (10, SIZE)))
+    folder = TemporaryFolder()
+    film = write_film(folder.path / "film.mp4", *((2, QUICK_SIZE) if settings.quick else (10, SIZE)))
 
-    def plain(folder: Any = folder) -> list[np.ndarray]:
+    def plain(folder: TemporaryFolder = folder) -> list[np.ndarray]:
         import av
 
         with av.open(str(film)) as container:
@@ -86,7 +86,10 @@ def decode_variants(settings: Settings) -> list[Variant]:
         times = np.array([time for time, _ in pictures])
         return [pictures[int(np.flatnonzero(times <= second + 0.5)[-1])][1] for second in range(seconds)]
 
-    return [Variant("plain", plain), Variant("default", lambda: [np.asarray(f) for f in read_clip(film).frames])]
+    def ours(folder: TemporaryFolder = folder) -> list[np.ndarray]:
+        return [np.asarray(frame) for frame in read_clip(film).frames]
+
+    return [Variant("plain", plain), Variant("default", ours)]
 
 
 def same_pictures(wanted: list[np.ndarray], got: list[np.ndarray]) -> str:
@@ -102,7 +105,7 @@ def predict_stages(settings: Settings, machine: Machine, case: str, backbone: st
     with tempfile.TemporaryDirectory(prefix="combo-benchmark-") as folder:
         film = write_film(Path(folder) / "film.mp4", *((3, QUICK_SIZE) if settings.quick else (60, SIZE)))
         pipe = make_pipeline(backbone, settings)
-        with stage_clocks(pipe) as clocks:
+        with stage_clocks(pipe, settings.device) as clocks:
             wall, cpu = time.perf_counter(), time.process_time()
             predict_to_folder(pipe, film, Path(folder) / "out")
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -125,11 +128,11 @@ def make_pipeline(backbone: str, settings: Settings) -> Any:
     side = model.config.image_size
     images = ComboImageProcessor(size={"height": side, "width": side})
     processor = ComboProcessor(images, ComboFeatureExtractor(), proposal_generator="superpixels")
-    return AudioVisualSegmentationPipeline(model=model, processor=processor, device="cpu")
+    return AudioVisualSegmentationPipeline(model=model, processor=processor, device=settings.device)
 
 
 @contextmanager
-def stage_clocks(pipe: Any) -> Iterator[dict[str, tuple[float, float]]]:
+def stage_clocks(pipe: Any, device: str = "cpu") -> Iterator[dict[str, tuple[float, float]]]:
     """Wall and CPU seconds of the stages of everything that `pipe` does inside the context."""
     from combo_hf import pipeline_combo_inputs
 
@@ -145,6 +148,7 @@ def stage_clocks(pipe: Any) -> Iterator[dict[str, tuple[float, float]]]:
             try:
                 return call(*args, **kwargs)
             finally:
+                synchronize(device)
                 add(stage, begin)
                 if inside is not None:
                     add(inside, begin, -1)

@@ -19,9 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from combo_hf.benchmarking.timing import synchronize
+
 
 MATRIX = 1536
 COPIED_BYTES = 1 << 28  # beyond the caches of what is in use today
+GPU_MATRIX, GPU_COPIED_BYTES = 8192, 1 << 30
 NO_TRAFFIC = ("detach", "empty", "empty_strided", "new_empty", "empty_like")
 
 
@@ -30,9 +33,10 @@ class Machine:
     """Measured rates.
 
     Attributes:
-        float32, bfloat16: float operations a second of a matrix product of 1536 x 1536.
-        copy: bytes a second read and written by a copy of 256 MiB.
+        float32, bfloat16: float operations a second of a matrix product of 1536 x 1536 (8192 x 8192 on a GPU).
+        copy: bytes a second read and written by a copy of 256 MiB (1 GiB on a GPU).
         threads: threads of torch. load: processes that wanted a core in the last minute. cores, processor, torch.
+        device: where the network runs and the rates were measured.
     """
 
     float32: float
@@ -43,6 +47,7 @@ class Machine:
     cores: int
     processor: str
     torch: str
+    device: str = "cpu"
 
     def share(self, seconds: float, flops: float, moved: float, dtype: str) -> tuple[float, float]:
         """Parts of the product rate and of the copy rate that work of `seconds` reached."""
@@ -53,29 +58,36 @@ class Machine:
         return asdict(self)
 
 
-def measure_machine(rounds: int = 5, size: int = MATRIX, copied: int = COPIED_BYTES) -> Machine:
+def measure_machine(
+    rounds: int = 5, size: int | None = None, copied: int | None = None, device: str = "cpu"
+) -> Machine:
     """Measure the rates with the present number of threads; the best of the rounds, as a limit should be."""
+    gpu = torch.device(device).type == "cuda"
+    size = size or (GPU_MATRIX if gpu else MATRIX)
+    copied = copied or (GPU_COPIED_BYTES if gpu else COPIED_BYTES)
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-        out = torch.empty(size, size, dtype=dtype)
-        rates[dtype] = 2 * size**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), rounds)
-    source = torch.ones(copied // 4)
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty_like(a)
+        rates[dtype] = 2 * size**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), rounds, device)
+    source = torch.ones(copied // 4, device=device)
     target = torch.empty_like(source)
-    copy = 2 * source.nbytes / _best(lambda: target.copy_(source), rounds)
+    copy = 2 * source.nbytes / _best(lambda: target.copy_(source), rounds, device)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     return Machine(
-        rates[torch.float32], rates[torch.bfloat16], copy, torch.get_num_threads(), load, os.cpu_count() or 1,
-        _processor(), torch.__version__,
+        rates[torch.float32], rates[torch.bfloat16], copy, 1 if gpu else torch.get_num_threads(), load,
+        os.cpu_count() or 1, torch.cuda.get_device_name(device) if gpu else _processor(), torch.__version__, device,
     )  # fmt: skip
 
 
-def _best(run: Callable[[], Any], rounds: int) -> float:
+def _best(run: Callable[[], Any], rounds: int, device: str) -> float:
     run()
+    synchronize(device)
     seconds = []
     for _ in range(rounds):
         begin = time.perf_counter()
         run()
+        synchronize(device)
         seconds.append(time.perf_counter() - begin)
     return min(seconds)
 

@@ -14,6 +14,7 @@ from torch import nn
 from combo_hf.benchmarking.cases import Case, Settings, label_maps, make_inputs, make_model
 from combo_hf.benchmarking.plain_loss import match_layer, plain_loss
 from combo_hf.benchmarking.plain_network import PlainCombo
+from combo_hf.benchmarking.ties import ties_remark
 from combo_hf.benchmarking.timing import Variant
 
 
@@ -28,34 +29,40 @@ def network_cases() -> list[Case]:
     for backbone in BACKBONES:
         for name, clips in CLIPS.items():
             build = partial(evaluation_variants, backbone=backbone, clips=clips)
-            cases.append(Case(f"eval/{backbone}/{name}", build, agree=agreement))
+            cases.append(Case(f"eval/{backbone}/{name}", build, agree=agreement, gpu=True))
         build = partial(shared_variants, backbone=backbone)
-        cases.append(Case(f"eval/{backbone}/shared encoders", build, agree=agreement))
+        cases.append(Case(f"eval/{backbone}/shared encoders", build, agree=agreement, gpu=True))
     for backbone in BACKBONES:
-        cases.append(Case(f"training step/{backbone}", partial(step_variants, backbone=backbone), agree=loss_change))
-    cases.append(Case("loss/matching", partial(loss_variants, matching=True)))
-    cases.append(Case("loss/all", partial(loss_variants, matching=False), agree=loss_change))
+        build = partial(step_variants, backbone=backbone, clips=[5])
+        cases.append(Case(f"training step/{backbone}/1 clip of 5", build, agree=loss_change, gpu=True))
+    cases.append(Case("loss/matching", partial(loss_variants, matching=True), gpu=True))
+    cases.append(Case("loss/all, with gradients", partial(loss_variants, matching=False), agree=loss_change, gpu=True))
     return cases
 
 
 def evaluation_variants(settings: Settings, backbone: str, clips: Sequence[int]) -> list[Variant]:
     """Baseline, the default, and the options, of packed clips."""
     model = make_model(backbone, settings)
-    inputs = make_inputs(model.config, clips).network
+    inputs = make_inputs(model.config, clips, device=settings.device).network
     plain = PlainCombo(model)
     half = copy.deepcopy(model).set_backbone_dtype(torch.bfloat16)
+
+    def ours(name: str, run: Callable[[], Any]) -> Variant:
+        run = _evaluate(run)
+        return Variant(name, run, remark=lambda: ties_remark(_evaluate(lambda: plain(**inputs)), run))
+
     variants = [
         Variant("plain", _evaluate(lambda: plain(**inputs)[-1])),
-        Variant("default", _evaluate(lambda: _last(model(**inputs)))),
+        ours("default", lambda: _last(model(**inputs))),
         Variant("bf16 backbones", _evaluate(lambda: _last(half(**inputs))), dtype="bfloat16"),
     ]
     if len(clips) > 1:
         return variants
     reshaped = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    variants.append(Variant("channels_last", _evaluate(lambda: _last(reshaped(**_channels_last(inputs))))))
+    variants.append(ours("channels_last", lambda: _last(reshaped(**_channels_last(inputs)))))
     variants.append(Variant("whole in bf16", _evaluate(_in_bfloat16(model, inputs)), dtype="bfloat16"))
     cached = cached_maskiges(model, inputs)
-    variants.append(Variant("cached Maskiges", _evaluate(lambda: _last(cached(**inputs)))))
+    variants.append(ours("cached Maskiges", lambda: _last(cached(**inputs))))
     if settings.compile:
         compiled = torch.compile(model)
         variants.append(Variant("torch.compile", _evaluate(lambda: _last(compiled(**inputs)))))
@@ -65,7 +72,7 @@ def evaluation_variants(settings: Settings, backbone: str, clips: Sequence[int])
 def shared_variants(settings: Settings, backbone: str) -> list[Variant]:
     """One encoder for frames and Maskiges: two calls (plain), or one of twice the pictures."""
     model = make_model(backbone, settings, share_encoders=True)
-    inputs = make_inputs(model.config, [5]).network
+    inputs = make_inputs(model.config, [5], device=settings.device).network
     plain = PlainCombo(model)
     return [
         Variant("plain", _evaluate(lambda: plain(**inputs)[-1])),
@@ -115,7 +122,7 @@ def cached_maskiges(model: Any, inputs: dict[str, Any]) -> Any:
     other._modules = dict(model._modules)
     other.model = _shallow(model.model)
     other.model.encoder = _shallow(model.model.encoder)
-    with torch.inference_mode():
+    with torch.no_grad():
         output = model.model.encoder.maskige_backbone(inputs["maskige_values"])
     other.model.encoder.maskige_backbone = Cached(output)
     return other
@@ -134,19 +141,21 @@ def agreement(wanted: Any, got: Any) -> str:
     return f"labels {100 * equal:.2f} %, masks {difference:.0e}"
 
 
-def step_variants(settings: Settings, backbone: str) -> list[Variant]:
-    """One step of AdamW on a clip of five annotated frames."""
+def step_variants(settings: Settings, backbone: str, clips: Sequence[int]) -> list[Variant]:
+    """One step of AdamW on clips of annotated frames."""
     model = make_model(backbone, settings).train()
-    inputs = make_inputs(model.config, [5])
+    inputs = make_inputs(model.config, clips, device=settings.device)
     plain = PlainCombo(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], LEARNING_RATE)
-    frames = torch.ones(5, dtype=torch.bool)
+    frames = torch.ones(sum(clips), dtype=torch.bool, device=settings.device)
     held = _bytes(model.parameters()) + 2 * _bytes(p for p in model.parameters() if p.requires_grad)
 
     def plain_step() -> torch.Tensor:
         predictions = plain(**inputs.network)
         labels = inputs.labels
-        return plain_loss(model.criterion, predictions, labels["mask_labels"], labels["class_labels"], frames, [5])
+        return plain_loss(
+            model.criterion, predictions, labels["mask_labels"], labels["class_labels"], frames, list(clips)
+        )
 
     def step(forward: Callable[[], torch.Tensor]) -> float:
         torch.manual_seed(settings.seed)
@@ -161,7 +170,7 @@ def step_variants(settings: Settings, backbone: str) -> list[Variant]:
         return model(**inputs.network, **inputs.labels).loss
 
     def mixed() -> torch.Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16):
             return ours()
 
     def checkpointed_step() -> float:
@@ -202,12 +211,12 @@ def checkpointed(model: Any) -> Iterator[None]:
 def loss_variants(settings: Settings, matching: bool) -> list[Variant]:
     """Loss (or its matching alone) of ten predictions of five frames with three classes each."""
     model = make_model("r50", settings)
-    inputs = make_inputs(model.config, [5])
+    inputs = make_inputs(model.config, [5], device=settings.device)
     criterion, labels = model.criterion, inputs.labels
-    with torch.inference_mode():
+    with torch.no_grad():
         predictions = PlainCombo(model)(**inputs.network)
-    predictions = [(classes.clone(), masks.clone()) for classes, masks in predictions]
-    frames = torch.ones(5, dtype=torch.bool)
+    predictions = [tuple(logits.requires_grad_(not matching) for logits in layer) for layer in predictions]
+    frames = torch.ones(5, dtype=torch.bool, device=settings.device)
     masks, classes = labels["mask_labels"], labels["class_labels"]
     if matching:
 
@@ -216,9 +225,19 @@ def loss_variants(settings: Settings, matching: bool) -> list[Variant]:
 
         logits, maps = zip(*predictions, strict=True)
         return [Variant("plain", plain), Variant("default", lambda: criterion.match(logits, maps, masks, classes))]
+
+    def with_gradients(compute: Callable[[], torch.Tensor]) -> Callable[[], float]:
+        def run() -> float:
+            torch.manual_seed(settings.seed)
+            loss = compute()
+            torch.autograd.grad(loss, [logits for layer in predictions for logits in layer], allow_unused=True)
+            return float(loss.detach())
+
+        return run
+
     return [
-        Variant("plain", lambda: plain_loss(criterion, predictions, masks, classes, frames, [5])),
-        Variant("default", lambda: sum(criterion(predictions, masks, classes, frames, [5]).values())),
+        Variant("plain", with_gradients(lambda: plain_loss(criterion, predictions, masks, classes, frames, [5]))),
+        Variant("default", with_gradients(lambda: sum(criterion(predictions, masks, classes, frames, [5]).values()))),
     ]
 
 

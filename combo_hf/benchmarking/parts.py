@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 
 from combo_hf.benchmarking import plain_parts
-from combo_hf.benchmarking.cases import Case, Settings, largest_difference
+from combo_hf.benchmarking.cases import Case, Settings, TemporaryFolder, largest_difference
 from combo_hf.benchmarking.timing import Variant
 from combo_hf.data.clips import AvsbenchClips
 from combo_hf.data.collate import ClipExample, ComboCollator
@@ -102,8 +101,8 @@ def loader_variants(settings: Settings) -> list[Variant]:
     """Eight clips of S4 from the official folders picture by picture, and from built rows; no other process."""
     from combo_hf.data.avsbench import build_dataset
 
-    folder = tempfile.TemporaryDirectory(prefix="combo-benchmark-")
-    root, count = Path(folder.name), 2 if settings.quick else 8
+    folder = TemporaryFolder()
+    root, count = folder.path, 2 if settings.quick else 8
     write_official(root, "s4", {"train": count}, maskiges="superpixels")
     build_dataset(root, "s4", root / "built", splits=("train",))
     rows = load_avsbench(root / "built", "train", subset="s4", cache_dir=root / "cache")

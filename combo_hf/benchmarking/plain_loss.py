@@ -61,17 +61,17 @@ def match_layer(
         )
         cost = config.mask_weight * cost / config.train_num_points + config.dice_weight * dice
         cost = (cost - config.class_weight * logits.softmax(-1)[:, labels]).cpu()
-        pairs.append(tuple(torch.as_tensor(part) for part in linear_sum_assignment(cost)))
+        pairs.append(tuple(torch.as_tensor(part, device=frame.device) for part in linear_sum_assignment(cost)))
     return pairs
 
 
 def class_loss(config: Any, classes: torch.Tensor, class_labels: list[torch.Tensor], pairs: Pairs) -> torch.Tensor:
     """Weighted cross entropy of one layer."""
     no_object = classes.shape[-1] - 1
-    target = torch.full(classes.shape[:2], no_object, dtype=torch.long)
+    target = torch.full(classes.shape[:2], no_object, dtype=torch.long, device=classes.device)
     for frame, (queries, order) in enumerate(pairs):
         target[frame, queries] = class_labels[frame][order]
-    weight = torch.ones(no_object + 1)
+    weight = torch.ones(no_object + 1, device=classes.device)
     weight[no_object] = config.no_object_weight
     return config.class_weight * nnf.cross_entropy(classes.transpose(1, 2), target, weight)
 
@@ -83,10 +83,11 @@ def mask_loss(config: Any, maps: torch.Tensor, mask_labels: list[torch.Tensor], 
     count = config.train_num_points
     kept = int(count * config.importance_sample_ratio)
     with torch.no_grad():
-        points = torch.rand(len(source), int(count * config.oversample_ratio), 2)
+        points = torch.rand(len(source), int(count * config.oversample_ratio), 2, device=source.device)
         uncertain = -sample_points(source, points)[:, 0].abs()
+        rest = torch.rand(len(source), count - kept, 2, device=source.device)
         index = uncertain.topk(kept, dim=1).indices[..., None].expand(-1, -1, 2)
-        points = torch.cat([points.gather(1, index), torch.rand(len(source), count - kept, 2)], dim=1)
+        points = torch.cat([points.gather(1, index), rest], dim=1)
         labels = sample_points(target.to(source), points)[:, 0]
     logits = sample_points(source, points)[:, 0]
     bce = nnf.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1).sum()

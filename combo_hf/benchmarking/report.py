@@ -87,10 +87,10 @@ def as_table(results: Sequence[Result], machine: Machine) -> str:
 def describe(machine: Machine) -> str:
     """One paragraph about the machine."""
     return (
-        f"{machine.processor}, {machine.threads} of {machine.cores} cores, torch {machine.torch}, load "
-        f"{machine.load:.1f}. Measured: product {machine.float32 / 1e9:.0f} GFLOP/s float32, "
-        f"{machine.bfloat16 / 1e9:.0f} bfloat16, copy {machine.copy / 1e9:.1f} GB/s. Medians; x = how many times "
-        "faster than the first line of the case; % = of the product and the copy rate, by CPU time per thread."
+        f"{machine.processor}, {machine.threads} of {machine.cores} cores (network on {machine.device}), "
+        f"torch {machine.torch}, load {machine.load:.1f}. Measured: product {machine.float32 / 1e9:.0f} GFLOP/s "
+        f"float32, {machine.bfloat16 / 1e9:.0f} bfloat16, copy {machine.copy / 1e9:.1f} GB/s. Medians; x = how many "
+        "times faster than the first line of the case; % = of the product and the copy rate, by CPU time per thread."
     )
 
 

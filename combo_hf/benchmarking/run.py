@@ -28,6 +28,7 @@ class BenchmarkOptions:
         quick: tiny networks and films, one round: a test that everything runs.
         compile: also `torch.compile`.
         threads: of torch; `None`: as it is.
+        device: `"cpu"`, or a GPU such as `"cuda"`, for the network, its training and whole films.
     """
 
     only: Sequence[str] = ()
@@ -35,6 +36,7 @@ class BenchmarkOptions:
     quick: bool = False
     compile: bool = False
     threads: int | None = None
+    device: str = "cpu"
 
 
 def all_cases() -> list[Case]:
@@ -42,8 +44,9 @@ def all_cases() -> list[Case]:
     from combo_hf.benchmarking.films import film_cases
     from combo_hf.benchmarking.network import network_cases
     from combo_hf.benchmarking.parts import part_cases
+    from combo_hf.benchmarking.scaling import scaling_cases
 
-    return [*network_cases(), *part_cases(), *film_cases()]
+    return [*network_cases(), *scaling_cases(), *part_cases(), *film_cases()]
 
 
 def case_names() -> list[str]:
@@ -69,10 +72,15 @@ def run_benchmark(
         raise ValueError(f"no case has {' or '.join(options.only)} in its name; known: {', '.join(case_names())}.")
     if options.rounds < 1:
         raise ValueError(f"rounds: wanted at least 1, got {options.rounds}.")
+    if torch.device(options.device).type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device {options.device}: torch finds no CUDA device here; leave it out for the CPU.")
+        cases = [case for case in cases if case.gpu]
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or before)
-        machine = measure_machine(1, QUICK_MATRIX, QUICK_COPY) if options.quick else measure_machine()
+        sizes = (1, QUICK_MATRIX, QUICK_COPY) if options.quick else ()
+        machine = measure_machine(*sizes, device=options.device)
         results = []
         for case in cases:
             for result in run_case(case, options, machine):
@@ -87,7 +95,7 @@ def run_benchmark(
 
 def run_case(case: Case, options: BenchmarkOptions, machine: Machine) -> list[Result]:
     """Lines of one case."""
-    settings = Settings(quick=options.quick, compile=options.compile)
+    settings = Settings(quick=options.quick, compile=options.compile, device=options.device)
     if case.measure is not None:
         return case.measure(settings, machine, case.name)
     variants = case.build(settings)
@@ -97,11 +105,9 @@ def run_case(case: Case, options: BenchmarkOptions, machine: Machine) -> list[Re
         flops, moved, out = _work(variant, case.counted)
         work.append((flops, moved))
         outputs.append(out)
-    notes = [
-        "" if case.agree is None or not index else case.agree(outputs[0], out) for index, out in enumerate(outputs)
-    ]
+    notes = ["", *(_note(case, *pair, outputs[0]) for pair in zip(variants[1:], outputs[1:], strict=True))]
     del outputs
-    samples = compare(variants, rounds)
+    samples = compare(variants, rounds, options.device)
     plain = samples[variants[0].name]
     results = []
     for variant, (flops, moved), note in zip(variants, work, notes, strict=True):
@@ -109,13 +115,19 @@ def run_case(case: Case, options: BenchmarkOptions, machine: Machine) -> list[Re
         wall, cpu = own.median("wall"), own.median("cpu")
         result = Result(case.name, variant.name, wall, cpu, ratio(plain, own, "wall"), ratio(plain, own, "cpu"))
         result.flops, result.bytes, result.note = flops, moved, note
-        shares = machine.share(max(cpu / machine.threads, 1e-9), flops or 0.0, moved or 0.0, variant.dtype)
+        spent = cpu / machine.threads if machine.device == "cpu" else wall
+        shares = machine.share(max(spent, 1e-9), flops or 0.0, moved or 0.0, variant.dtype)
         result.flop_share = None if flops is None else shares[0]
         result.byte_share = None if moved is None else shares[1]
-        peak = peak_bytes(variant.run) if variant.memory else None
+        peak = peak_bytes(variant.run, options.device) if variant.memory else None
         result.peak = None if peak is None else peak + variant.held
         results.append(result)
     return results
+
+
+def _note(case: Case, variant: Variant, got: Any, wanted: Any) -> str:
+    parts = ["" if case.agree is None else case.agree(wanted, got), variant.remark() if variant.remark else ""]
+    return "; ".join(part for part in parts if part)
 
 
 def _work(variant: Variant, counted: bool) -> tuple[float | None, float | None, Any]:

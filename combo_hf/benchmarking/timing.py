@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 LEAST_SECONDS = 0.02  # of one sample; shorter work is repeated
 MAX_REPEATS = 1000
@@ -32,6 +34,7 @@ class Variant:
         bytes: least traffic in bytes where torch does not do the work (numpy, files).
         memory: also measure the peak of memory.
         held: bytes that are held already before the run and belong to it (weights, state of the optimizer).
+        remark: more to say about its output, added to the note of the case.
     """
 
     name: str
@@ -40,6 +43,7 @@ class Variant:
     bytes: float | None = None
     memory: bool = False
     held: float = 0.0
+    remark: Callable[[], str] | None = None
 
 
 @dataclass
@@ -54,12 +58,13 @@ class Samples:
         return statistics.median(getattr(self, clock))
 
 
-def compare(variants: Sequence[Variant], rounds: int) -> dict[str, Samples]:
+def compare(variants: Sequence[Variant], rounds: int, device: str = "cpu") -> dict[str, Samples]:
     """Time every variant in every round, one after the other.
 
     Args:
         variants: their names differ. Each should have run once before, so that nothing is built while it is timed.
         rounds (`int`): at least 1.
+        device (`str`): whose work is waited for.
 
     Raises:
         ValueError: no round, or two variants of one name.
@@ -67,11 +72,11 @@ def compare(variants: Sequence[Variant], rounds: int) -> dict[str, Samples]:
     names = [variant.name for variant in variants]
     if rounds < 1 or len(set(names)) != len(names):
         raise ValueError(f"wanted at least one round and variants of different names, got {rounds} and {names}.")
-    repeats = {variant.name: _repeats(variant.run) for variant in variants}
+    repeats = {variant.name: _repeats(variant.run, device) for variant in variants}
     samples = {name: Samples() for name in names}
     for _ in range(rounds):
         for variant in variants:
-            wall, cpu = _sample(variant.run, repeats[variant.name])
+            wall, cpu = _sample(variant.run, repeats[variant.name], device)
             samples[variant.name].wall.append(wall)
             samples[variant.name].cpu.append(cpu)
     return samples
@@ -83,22 +88,43 @@ def ratio(plain: Samples, other: Samples, clock: str) -> float:
     return statistics.median(a / max(b, 1e-12) for a, b in pairs)
 
 
-def _repeats(run: Callable[[], Any]) -> int:
-    wall, _ = _sample(run, 1)
+def _repeats(run: Callable[[], Any], device: str) -> int:
+    wall, _ = _sample(run, 1, device)
     return max(1, min(MAX_REPEATS, round(LEAST_SECONDS / max(wall, 1e-9))))
 
 
-def _sample(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
+def synchronize(device: str) -> None:
+    """Wait until a GPU has done what it was given; nothing to wait for on a processor."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(run: Callable[[], Any], device: str = "cpu") -> tuple[float, float]:
     """Wall and CPU seconds of one run."""
+    return _sample(run, 1, device)
+
+
+def _sample(run: Callable[[], Any], repeats: int, device: str) -> tuple[float, float]:
+    """Wall and CPU seconds of one run."""
+    synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         run()
+    synchronize(device)
     return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
 
 
-def peak_bytes(run: Callable[[], Any]) -> int | None:
-    """Bytes by which the process grows at its largest while `run` runs; `None` where the system does not tell."""
+def peak_bytes(run: Callable[[], Any], device: str = "cpu") -> int | None:
+    """Bytes by which the process (on a GPU: its tensors there) grows at its largest while `run` runs; `None` where
+    the system does not tell."""
     gc.collect()
+    if torch.device(device).type == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
     with suppress(OSError, AttributeError):  # give freed memory back, or its reuse would not be seen
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident_bytes()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, add_command, positive
+from .common import PROGRAM, add_command, device, positive
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
@@ -30,7 +30,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
             flush=True,
         )
 
-    names = ("rounds", "quick", "compile", "threads")
+    names = ("rounds", "quick", "compile", "threads", "device")
     options = benchmarking.BenchmarkOptions(
         tuple(arguments.only or ()), **{name: getattr(arguments, name) for name in names}
     )
@@ -50,5 +50,6 @@ def register(commands: Any) -> None:
     command.add_argument("--rounds", type=positive, default=5, help="of every case, medians are taken; default 5")
     command.add_argument("--quick", action="store_true", help="tiny networks and films: does everything run?")
     command.add_argument("--compile", action="store_true", help="also torch.compile (minutes per case)")
+    command.add_argument("--device", type=device, default="cpu", help="cuda: network, training and films on it")
     command.add_argument("--threads", type=positive, help="of torch; default: as torch finds it")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the lines as JSON")

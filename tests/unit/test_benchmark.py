@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from combo_hf.benchmarking.machine import Machine, count_work
 from combo_hf.benchmarking.network import cached_maskiges, checkpointed
 from combo_hf.benchmarking.plain_network import PlainCombo
 from combo_hf.benchmarking.report import Result, as_table, seconds
+from combo_hf.benchmarking.ties import ties_remark
 from combo_hf.benchmarking.timing import Samples, Variant, compare, peak_bytes, ratio
 
 
@@ -104,6 +106,24 @@ def test_the_plain_network_is_the_network(model):
     torch.testing.assert_close(plain[-1][1], ours.masks_queries_logits, atol=1e-3, rtol=1e-4)
 
 
+def test_thresholds_that_fall_apart_are_told(model):
+    inputs = make_inputs(model.config, [2]).network
+    with torch.no_grad():
+        out = model(**inputs, output_auxiliary_logits=True)
+        layers = [*out.auxiliary_logits, (out.class_queries_logits, out.masks_queries_logits)]
+
+        def last():
+            out = model(**inputs)
+            return out.class_queries_logits, out.masks_queries_logits
+
+        assert ties_remark(lambda: layers, last) == ""
+        layers[0][1][0, 0] *= -1
+        remark = ties_remark(lambda: layers, last)
+    cells = (model.config.image_size // 32) ** 2
+    count, farthest = re.search(r"with (\d+) threshold\(s\) (\S+) from zero", remark).groups()
+    assert int(count) >= cells and float(farthest) > 0.01  # what follows differs too; no one can take it for rounding
+
+
 def test_cached_maskiges_and_checkpointing_leave_the_model_alone(model):
     inputs = make_inputs(model.config, [2]).network
     with torch.no_grad():
@@ -144,11 +164,14 @@ def test_the_command(tmp_path, capsys):
     assert cli.main(["benchmark", "--list"]) == 0
     names = capsys.readouterr().out.split("\n")
     assert "eval/pvtv2-b5/10 frames" in names and "film/memory, 60 s and 600 s" in names
-    only = ["--only", "eval/r50/shared", "loss/", "maskige/30", "scores/M_F", "--threads", "1"]
+    only = ["--only", "eval/r50/shared", "loss/", "maskige/30", "scores/M_F", "batches/r50", "--threads", "1"]
     assert cli.main(["benchmark", "--quick", *only, "--json", str(tmp_path / "speed.json")]) == 0
     out, err = capsys.readouterr()
     assert "GFLOP/s" in out and "labels 100.00 %" in out and "maskige/30 masks" in err
     results = json.loads((tmp_path / "speed.json").read_text())["results"]
+    batches = [line["variant"] for line in results if line["case"] == "batches/r50"]
+    assert batches == ["1 clips, float32", "2 clips, float32", "1 clips, bfloat16", "2 clips, bfloat16"]
+    results = [line for line in results if line["case"] != "batches/r50"]
     assert [line["variant"] for line in results] == ["plain", "default"] * 5
     assert all(line["wall"] > 0 and line["cpu"] > 0 for line in results)
     assert all(line["flops"] > 0 for line in results if line["case"].startswith("eval"))
@@ -157,6 +180,12 @@ def test_the_command(tmp_path, capsys):
 def test_the_command_refuses(capsys):
     assert cli.main(["benchmark", "--only", "nothing like this"]) == 2
     assert "no case has nothing like this in its name; known: eval/r50" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["benchmark", "--device", "cuda"])
+        assert "not usable here" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="no CUDA device here"):
+            benchmarking.run_benchmark(benchmarking.BenchmarkOptions(device="cuda"))
 
 
 @pytest.mark.slow
