@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from combo_hf.benchmarking.timing import synchronize
+from combo_hf.benchmarking.timing import synchronize, timed
 
 
 MATRIX = 1536
@@ -81,14 +80,13 @@ def measure_machine(
 
 
 def _best(run: Callable[[], Any], rounds: int, device: str) -> float:
+    """Seconds; on a processor that others use too, those of CPU time per thread."""
     run()
     synchronize(device)
     seconds = []
     for _ in range(rounds):
-        begin = time.perf_counter()
-        run()
-        synchronize(device)
-        seconds.append(time.perf_counter() - begin)
+        wall, cpu = timed(run, device)
+        seconds.append(min(wall, cpu / torch.get_num_threads()) if torch.device(device).type == "cpu" else wall)
     return min(seconds)
 
 

@@ -143,21 +143,25 @@ def agreement(wanted: Any, got: Any) -> str:
 
 def step_variants(settings: Settings, backbone: str, clips: Sequence[int]) -> list[Variant]:
     """One step of AdamW on clips of annotated frames."""
+    from combo_hf.training.optimizer import build_optimizer
+
     model = make_model(backbone, settings).train()
     inputs = make_inputs(model.config, clips, device=settings.device)
     plain = PlainCombo(model)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], LEARNING_RATE)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch_default = torch.optim.AdamW(trained, LEARNING_RATE)
+    optimizer = build_optimizer([{"params": trained, "lr": LEARNING_RATE}])
     frames = torch.ones(sum(clips), dtype=torch.bool, device=settings.device)
-    held = _bytes(model.parameters()) + 2 * _bytes(p for p in model.parameters() if p.requires_grad)
+    held = _bytes(model.parameters()) + 2 * _bytes(trained)
 
-    def plain_step() -> torch.Tensor:
+    def plain_forward() -> torch.Tensor:
         predictions = plain(**inputs.network)
         labels = inputs.labels
         return plain_loss(
             model.criterion, predictions, labels["mask_labels"], labels["class_labels"], frames, list(clips)
         )
 
-    def step(forward: Callable[[], torch.Tensor]) -> float:
+    def step(forward: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer = optimizer) -> float:
         torch.manual_seed(settings.seed)
         loss = forward()
         loss.backward()
@@ -177,11 +181,11 @@ def step_variants(settings: Settings, backbone: str, clips: Sequence[int]) -> li
         with checkpointed(model):
             return step(ours)
 
-    optimizer_ready = partial(step, ours)
-    optimizer_ready()  # Adam's state exists from here on
+    plain_step = partial(step, plain_forward, torch_default)
+    plain_step(), step(ours)  # Adam's states exist from here on
     options = {"memory": True, "held": held}
     return [
-        Variant("plain", partial(step, plain_step), **options),
+        Variant("plain", plain_step, **options),
         Variant("default", partial(step, ours), **options),
         Variant("gradient checkpointing", checkpointed_step, **options),
         Variant("bf16", partial(step, mixed), dtype="bfloat16", **options),
