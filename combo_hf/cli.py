@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from .commands import conversion, data, evaluation, export, hub, proposals, segment, training
+from .commands import benchmark, conversion, data, evaluation, export, hub, proposals, segment, training
 from .commands.common import BAD_INPUT, PROGRAM, Parser, reason
 from .starting import interrupt_as_usual
 
 
-GROUPS = (segment, proposals, data, training, evaluation, conversion, export, hub)
+GROUPS = (segment, proposals, data, training, evaluation, conversion, export, hub, benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,8 +44,10 @@ class ComboLoss(nn.Module):
         label_frames: (F,) bool, which frames they belong to. num_frames: frames per clip.
         """
         weights = self.config
-        classes = [logits[label_frames] for logits, _ in predictions]  # L x (A, Q, K + 1)
-        masks = [logits[label_frames].float() for _, logits in predictions]  # L x (A, Q, h, w)
+        # where all frames are annotated, a slice saves a copy, and the scattering of its gradients
+        annotated = slice(None) if len(mask_labels) == len(label_frames) else label_frames
+        classes = [logits[annotated] for logits, _ in predictions]  # L x (A, Q, K + 1)
+        masks = [logits[annotated].float() for _, logits in predictions]  # L x (A, Q, h, w)
         matches = self.match(classes, masks, mask_labels, class_labels)
         total_masks = self._average_number_of_masks(class_labels, label_frames.device)
         mask_losses, dice_losses = self._mask_losses(masks, mask_labels, matches, total_masks)
@@ -108,9 +110,9 @@ class ComboLoss(nn.Module):
         wanted = sample_points(targets, points).transpose(1, 2)  # (A, P, C)
         probability = logits.float().softmax(-1)  # (A, Q, K + 1)
         cost_class = -probability.gather(2, labels[:, None].expand(-1, logits.shape[1], -1))
-        inside = nnf.softplus(-predicted) @ wanted
-        outside = nnf.softplus(predicted) @ (1 - wanted)
-        cost_mask = (inside + outside) / points.shape[1]
+        # BCE(x, y) = softplus(x) - x y, so that one softplus and one product serve both kinds of points
+        outside = nnf.softplus(predicted).sum(-1)[..., None]  # (A, Q, 1)
+        cost_mask = (outside - predicted @ wanted) / points.shape[1]
         sigmoid = predicted.sigmoid()
         overlap = 2 * (sigmoid @ wanted)
         cost_dice = 1 - (overlap + 1) / (sigmoid.sum(-1)[..., None] + wanted.sum(1)[:, None] + 1)
@@ -138,11 +140,10 @@ class ComboLoss(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """BCE and dice of every layer on sampled points, each (L,)."""
         frames = len(mask_labels)
+        rows = [[torch.full_like(pairs[frame][0], frame) for frame in range(frames)] for pairs in matches]
         chosen = [
-            torch.stack([maps[frame, query] for frame in range(frames) for query in pairs[frame][0]])
-            if any(len(queries) for queries, _ in pairs)
-            else maps.new_zeros(0, *maps.shape[-2:])
-            for maps, pairs in zip(masks, matches, strict=True)
+            maps[torch.cat(frame), torch.cat([queries for queries, _ in pairs])]  # (R, h, w)
+            for maps, frame, pairs in zip(masks, rows, matches, strict=True)
         ]
         wanted = [
             torch.cat([labels[order].to(masks[0]) for labels, (_, order) in zip(mask_labels, pairs, strict=True)])
@@ -170,7 +171,7 @@ class ComboLoss(nn.Module):
         kept = int(weights.train_num_points * weights.importance_sample_ratio)
         points = self.draw_points("candidates", pairs, candidates, logits.device)
         uncertainty = -sample_points(logits, points)[:, 0].abs()
-        index = uncertainty.topk(kept, dim=1).indices
+        index = uncertainty.topk(kept, dim=1, sorted=False).indices
         points = points.gather(1, index[..., None].expand(-1, -1, 2))
         random = self.draw_points("random", pairs, weights.train_num_points - kept, logits.device)
         return torch.cat([points, random], dim=1)
@@ -202,7 +203,7 @@ def consistency_loss(masks: torch.Tensor, num_frames: list[int], window: int | N
     index = torch.tensor(first, device=masks.device)
     power = flat.square().sum(1) + 1e-12  # (F,); a flat mask of zeros has no direction, but must have a gradient
     # plain sums, because they add in a tree; the norms inside nnf.cosine_similarity do not and move 1 - cos by 1e-5
-    product = (flat[index] * flat[index + 1]).sum(1)
+    product = (flat[:-1] * flat[1:]).sum(1)[index]
     distance = 1 - product / (power[index] * power[index + 1]).sqrt()
     return (distance * (-distance).exp() if adaptive else distance).mean()
 

@@ -57,18 +57,35 @@ def paint_maskige(masks: Any, size: tuple[int, int] = (224, 224)) -> np.ndarray:
     if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and 1 <= side <= MAX_SIDE for side in sides):
         raise ValueError(f"size: wanted (height, width) of 1 to {MAX_SIDE} pixels, got {size!r}.")
     height, width = sides
-    index = maskige_index(check_masks(masks))
-    resized = Image.fromarray(index).resize((width, height), Image.Resampling.NEAREST)
-    return PALETTE[np.asarray(resized)]
+    masks = check_masks(masks)
+    order = _by_area(masks)
+    # "nearest" picks pixels, so that it is enough to paint those
+    rows, columns = _nearest(masks.shape[1], height), _nearest(masks.shape[2], width)
+    pixels = (rows[:, None] * masks.shape[2] + columns).ravel()
+    index = np.zeros(height * width, dtype=np.uint8)
+    for rank in range(len(order), 0, -1):  # the largest first, so that the smaller ones end up on top
+        np.copyto(index, np.uint8(rank), where=masks[order[rank - 1]].ravel().take(pixels, mode="clip"))
+    return PALETTE[index].reshape(height, width, 3)
+
+
+def _nearest(length: int, wanted: int) -> np.ndarray:
+    """The pixels of a row of `length` that Pillow takes where it resizes by "nearest" to `wanted`: int (wanted,)."""
+    ramp = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    return np.asarray(ramp.resize((wanted, 1), Image.Resampling.NEAREST))[0].astype(np.intp)
+
+
+def _by_area(masks: np.ndarray) -> np.ndarray:
+    """Indices of at most the 255 largest masks, ascending by area; equal areas keep their order."""
+    areas = [np.count_nonzero(mask) for mask in masks]  # one by one: with `axis`, numpy adds up integers instead
+    return np.argsort(areas, kind="stable")[-MAX_MASKS:]
 
 
 def maskige_index(masks: np.ndarray) -> np.ndarray:
     """Rank picture of boolean masks (K, H, W): uint8 (H, W), 0 = uncovered, 1 = the smallest mask, and so on."""
-    areas = np.count_nonzero(masks, axis=(1, 2))
-    order = np.argsort(areas, kind="stable")[-MAX_MASKS:]
+    order = _by_area(masks)
     index = np.zeros(masks.shape[1:], dtype=np.uint8)
     for rank in range(len(order), 0, -1):  # the largest first, so that the smaller ones end up on top
-        index[masks[order[rank - 1]]] = rank
+        np.copyto(index, np.uint8(rank), where=masks[order[rank - 1]])
     return index
 
 

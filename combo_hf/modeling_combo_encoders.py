@@ -10,6 +10,7 @@ Axes: F packed frames, C channels, H W image, D audio embedding. See modeling_co
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as nnf
 from torch import nn
 from transformers import AutoBackbone
 
@@ -63,21 +64,28 @@ class ComboSiamEncoder(nn.Module):
         """Args: pixel_values (F, 3, H, W); maskige_values (F, 3, H, W) or None.
         Returns: four maps (F, C_l, H / 2^(l+1), W / 2^(l+1)), l = 1..4."""
         if not self.use_maskige:
-            return tuple(self.backbone(pixel_values).feature_maps)
+            return run_backbone(self.backbone, pixel_values)
         if self.maskige_backbone is None:
-            both = self.backbone(torch.cat([pixel_values, maskige_values])).feature_maps  # (2F, C_l, ., .)
+            both = run_backbone(self.backbone, torch.cat([pixel_values, maskige_values]))  # (2F, C_l, ., .)
             frame_maps, maskige_maps = zip(*(maps.chunk(2) for maps in both), strict=True)
         else:
-            frame_maps = self.backbone(pixel_values).feature_maps
-            maskige_maps = self.maskige_backbone(maskige_values).feature_maps
+            frame_maps = run_backbone(self.backbone, pixel_values)
+            maskige_maps = run_backbone(self.maskige_backbone, maskige_values)
         return tuple(
             frame + weights(maskige) * maskige
             for frame, maskige, weights in zip(frame_maps, maskige_maps, self.channel_weights, strict=True)
         )
 
 
+def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Feature maps in the dtype of the pictures, also where the weights of the backbone are of another."""
+    dtype = next(backbone.parameters(), pictures).dtype
+    return tuple(maps.to(pictures.dtype) for maps in backbone(pictures.to(dtype)).feature_maps)
+
+
 def build_backbone(config) -> nn.Module:
-    """`AutoBackbone` with the two facts in which transformers' ports differ from what COMBO was trained with.
+    """`AutoBackbone` with the two facts in which transformers' ports differ from what COMBO was trained with, and
+    with faster ways to compute two of its layers ([`ComboFoldedConvolution`], [`ComboReducedAttention`]).
 
     PVTv2: layer norms inside attention and patch embedding have eps 1e-5 in the original (1e-6 elsewhere);
     transformers uses one value. ResNet: batch norm is frozen, so its affine parameters are not trained.
@@ -91,7 +99,66 @@ def build_backbone(config) -> nn.Module:
         for module in backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(False)
+    for module in backbone.modules():
+        # Another class for the same object: names of parameters, copies and checkpoints stay what they are.
+        module.__class__ = FASTER_LAYERS.get(type(module).__name__, type(module))
     return backbone
+
+
+class ComboFoldedConvolution(nn.Module):
+    """transformers' `ResNetConvLayer` and `ResNetShortCut`: convolution, batch norm, activation.
+
+    A batch norm that does not learn from its batch is a factor and a shift per channel: they go into the weights of
+    the convolution, and a training step keeps one map per layer less.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        convolution, norm = self.convolution, self.normalization
+        if norm.training or convolution.bias is not None:
+            hidden_states = norm(convolution(hidden_states))
+        else:
+            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            weight = convolution.weight * factor[:, None, None, None]
+            shift = norm.bias - norm.running_mean * factor
+            hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding)
+        activation = getattr(self, "activation", None)
+        if isinstance(activation, nn.ReLU):
+            return hidden_states.relu_()  # nobody else holds what the convolution returned
+        return hidden_states if activation is None else activation(hidden_states)
+
+
+class ComboReducedAttention(nn.Module):
+    """transformers' `PvtV2SelfAttention` by `scaled_dot_product_attention`: scores and shares are never stored."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, height: int, width: int, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, ...]:
+        """Args: hidden_states (F, N, C). Returns: (F, N, C), and on request the attention (F, M, N, S)."""
+
+        def split(states: torch.Tensor) -> torch.Tensor:
+            return states.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
+
+        query, reduced = split(self.query(hidden_states)), hidden_states
+        if self.linear_attention or self.spatial_reduction_ratio > 1:
+            reduced = reduced.transpose(1, 2).unflatten(2, (height, width))
+            reduced = self.spatial_reduction(self.pool(reduced) if self.linear_attention else reduced)
+            reduced = self.layer_norm(reduced.flatten(2).transpose(1, 2))
+            reduced = self.act(reduced) if self.linear_attention else reduced
+        key, value = split(self.key(reduced)), split(self.value(reduced))
+        if output_attentions:
+            shares = self.attn_drop((query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1))
+            context, extra = shares @ value, (shares,)
+        else:
+            dropout = self.attn_drop.p if self.training else 0.0
+            context, extra = nnf.scaled_dot_product_attention(query, key, value, dropout_p=dropout), ()
+        return self.proj_drop(self.proj(context.transpose(1, 2).flatten(2))), *extra
+
+
+FASTER_LAYERS: dict[str, type[nn.Module]] = {
+    "ResNetConvLayer": ComboFoldedConvolution,
+    "ResNetShortCut": ComboFoldedConvolution,
+    "PvtV2SelfAttention": ComboReducedAttention,
+}
 
 
 class ComboVGGish(nn.Module):

@@ -1,9 +1,9 @@
 """Pixel decoder: multi-scale deformable attention over strides 32, 16, 8, one FPN step to stride 4, plain PyTorch.
 
 Mirrors Mask2Former's MSDeformAttnPixelDecoder as the release configures it (6 layers, 8 heads, 4 points, GroupNorm,
-post-norm). Departure: the weighted sum is taken level by level, so that the reads of all levels are never stacked; no
-compiled operator is needed. (One `embedding_bag` over all levels was tried: its backward pass sorts and cost 2 to 5
-times as much.)
+post-norm). Departure: no compiled operator is needed. Where no gradient is asked for, on a CPU, all reads of a token
+are one weighted sum of table rows (`embedding_bag`); else the weighted sum is taken level by level, so that the reads
+of all levels are never stacked (the backward pass of `embedding_bag` sorts, and cost 2 to 5 times as much).
 
 Axes: F packed frames, S tokens of all three scales (7x7, 14x14, 28x28 for 224 pixels), d width, M heads, L levels, P
 points.
@@ -79,7 +79,9 @@ class ComboDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(frames, tokens, self.heads, self.levels, self.points, 2)
         weights = self.attention_weights(query).view(frames, tokens, self.heads, self.levels * self.points)
         weights = weights.softmax(-1).view(frames, tokens, self.heads, self.levels, self.points)
-        sampled = deformable_sampling(value, shapes, reference, offsets, weights)  # (F, S, d)
+        gathered = value.device.type == "cpu" and value.dtype == torch.float32 and not torch.is_grad_enabled()
+        sample = gathered_sampling if gathered and not torch.compiler.is_compiling() else deformable_sampling
+        sampled = sample(value, shapes, reference, offsets, weights)  # (F, S, d)
         return self.output_proj(sampled)
 
 
@@ -111,6 +113,52 @@ def deformable_sampling(
         level_sum = (read * share).sum(-1)  # (F*M, d/M, S)
         total = level_sum if total is None else total + level_sum
     return total.view(frames, dim, tokens).transpose(1, 2)
+
+
+def gathered_sampling(
+    value: torch.Tensor,
+    shapes: list[tuple[int, int]],
+    reference: torch.Tensor,
+    offsets: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """As [`deformable_sampling`]: the four neighbours of every point are rows of a table, which are summed by weight.
+
+    Everything that depends on the level is spread to (S, M, L, P) first: elementwise work on short rows is slow.
+    """
+    frames, tokens, dim = value.shape
+    _, _, heads, levels, points, _ = offsets.shape
+    spread = (tokens, heads, levels, points)
+    size = offsets.new_tensor([[width, height] for height, width in shapes])  # (L, 2) as (x, y)
+
+    def axis(which: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Coordinate (kept inside) and share (0 outside) of both neighbours along x (0) or y (1): (F, S, M, L, P)."""
+        length = size[:, which][:, None]  # (L, 1)
+        centre = (reference[:, which][:, None, None, None] * length - 0.5).expand(spread).contiguous()
+        last = (length - 1).expand(spread).contiguous()
+        place = offsets[..., which] + centre
+        first = place.floor()
+        share = place.sub_(first)
+        found = []
+        for cell, part in ((first, 1 - share), (first + 1, share)):
+            inside = cell.clamp(min=0).minimum(last)
+            found.append((inside, part.mul_(inside == cell)))
+        return found
+
+    width = size[:, :1].expand(spread).contiguous()
+    start = torch.tensor([0, *(h * w for h, w in shapes[:-1])]).cumsum(0)
+    row = (start[:, None] * heads + torch.arange(heads)[:, None, None]).expand(spread)
+    row = (row + (torch.arange(frames) * tokens * heads)[:, None, None, None, None]).int()  # (F, S, M, L, P)
+    columns = axis(0)
+    indices, factors = [], []
+    for y, part_y in axis(1):
+        line, part = y * width, part_y * weights
+        for x, part_x in columns:
+            indices.append((line + x).int().mul_(heads).add_(row).flatten(3))
+            factors.append((part * part_x).flatten(3))
+    index, factor = (torch.stack(parts, dim=-2).view(frames * tokens * heads, -1) for parts in (indices, factors))
+    table = value.reshape(frames * tokens * heads, dim // heads)  # row (f * S + s) * M + m
+    return nnf.embedding_bag(index, table, per_sample_weights=factor, mode="sum").view(frames, tokens, dim)
 
 
 class ComboPixelDecoderLayer(GradientCheckpointingLayer):

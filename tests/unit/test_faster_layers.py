@@ -1,0 +1,150 @@
+"""Layers that are computed in another way than transformers and torch do it: the same numbers, names, copies."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as nnf
+from transformers import AutoBackbone, PvtV2Config, ResNetConfig
+
+from combo_hf.configuration_combo import ComboConfig
+from combo_hf.loss_combo import ComboLoss, sample_points
+from combo_hf.modeling_combo_encoders import FASTER_LAYERS, build_backbone
+from combo_hf.modeling_combo_pixel_decoder import cell_centres, deformable_sampling, gathered_sampling
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+RESNET = ResNetConfig(
+    embedding_size=8, hidden_sizes=[16, 24, 32, 40], depths=[1, 2, 1, 1], layer_type="bottleneck", out_features=STAGES
+)
+PVT = PvtV2Config(hidden_sizes=[8, 16, 16, 32], depths=[1, 1, 2, 1], num_attention_heads=[1, 2, 2, 4],
+                  out_features=STAGES)  # fmt: skip
+PVT_LINEAR = PvtV2Config(**{**PVT.to_dict(), "linear_attention": True})
+
+
+def backbones(config, freeze_batch_norm=True):
+    """Ours, and transformers' own with the same weights, statistics and constants."""
+    torch.manual_seed(0)
+    ours = build_backbone(SimpleNamespace(backbone_config=config, freeze_batch_norm=freeze_batch_norm))
+    for module in ours.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.weight, 1, 0.2)
+            nn.init.normal_(module.bias)
+    plain = AutoBackbone.from_config(config)
+    plain.load_state_dict(ours.state_dict())  # all names are those of transformers
+    for name, module in plain.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = ours.get_submodule(name).eps
+    return ours.eval(), plain.eval()
+
+
+def pictures():
+    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same(ours, plain, atol=1e-5):
+    with torch.no_grad():
+        for one, other in zip(ours(pictures()).feature_maps, plain(pictures()).feature_maps, strict=True):
+            torch.testing.assert_close(one, other, atol=atol * float(other.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("config", [RESNET, PVT, PVT_LINEAR], ids=["resnet", "pvt", "pvt-linear"])
+def test_maps_and_gradients_are_those_of_transformers(config):
+    ours, plain = backbones(config)
+    assert {type(module) for module in ours.modules()} & set(FASTER_LAYERS.values())
+    assert_same(ours, plain)
+    gradients = []
+    for backbone in (ours, plain):
+        sum(maps.square().mean() for maps in backbone(pictures()).feature_maps).backward()
+        gradients.append({name: p.grad for name, p in backbone.named_parameters()})
+    for name, wanted in gradients[1].items():
+        if ours.get_parameter(name).requires_grad:
+            got = gradients[0][name]
+            torch.testing.assert_close(got, wanted, atol=1e-4 * float(wanted.abs().max()) + 1e-6, rtol=0, msg=name)
+
+
+def test_folded_weights_follow_the_weights():
+    ours, plain = backbones(RESNET)
+    assert_same(ours, plain)
+    for backbone in (ours, plain):
+        for index, tensor in enumerate([*backbone.parameters(), *backbone.buffers()]):
+            if tensor.is_floating_point():
+                tensor.data.mul_(1 + 0.1 * (index % 3))
+    assert_same(ours, plain)
+
+
+def test_batch_norms_that_learn_do_so():
+    ours, plain = backbones(RESNET, freeze_batch_norm=False)
+    ours.train(), plain.train()
+    assert_same(ours, plain)
+    for name, wanted in plain.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), wanted, atol=1e-5, rtol=1e-5, msg=name)
+    assert_same(ours.eval(), plain.eval())
+
+
+@pytest.mark.parametrize("config", [RESNET, PVT], ids=["resnet", "pvt"])
+def test_copies_and_precisions(config):
+    ours, _ = backbones(config)
+    again = copy.deepcopy(ours)
+    assert [type(module) for module in again.modules()] == [type(module) for module in ours.modules()]
+    assert_same(again, ours, atol=0)
+    wanted = ours(pictures()).feature_maps
+    for dtype, largest in ((torch.float64, 1e-5), (torch.bfloat16, 0.1)):
+        got = copy.deepcopy(ours).to(dtype)(pictures().to(dtype)).feature_maps
+        for one, other in zip(got, wanted, strict=True):
+            assert one.dtype == dtype
+            assert (one.float() - other).abs().max() <= largest * other.abs().max()
+
+
+def test_attention_on_request():
+    ours, plain = backbones(PVT)
+    hidden = torch.randn(2, 48, 16)
+    found = 0
+    for name, module in ours.named_modules():
+        if type(module) is FASTER_LAYERS["PvtV2SelfAttention"] and module.hidden_size == hidden.shape[-1]:
+            found += 1
+            with torch.no_grad():
+                wanted = plain.get_submodule(name)(hidden, 6, 8, output_attentions=True)
+                for one, other in zip(module(hidden, 6, 8, output_attentions=True), wanted, strict=True):
+                    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert found == 3
+
+
+@pytest.mark.parametrize("reach", [0.5, 3.0, 100.0])
+def test_gathered_reads_are_the_reads_of_grid_sample(reach):
+    generator = torch.Generator().manual_seed(2)
+    frames, heads, points, dim, shapes = 2, 4, 3, 32, [(2, 3), (4, 6), (8, 12)]
+    tokens = sum(h * w for h, w in shapes)
+    value = torch.randn(frames, tokens, dim, generator=generator)
+    reference = torch.cat([cell_centres(h, w, torch.device("cpu")) for h, w in shapes])
+    offsets = reach * torch.randn(frames, tokens, heads, 3, points, 2, generator=generator)
+    weights = torch.rand(frames, tokens, heads, 3, points, generator=generator)
+    wanted = deformable_sampling(value, shapes, reference, offsets, weights)
+    got = gathered_sampling(value, shapes, reference, offsets, weights)
+    torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-5)
+
+
+def test_costs_are_cross_entropy_and_dice_of_every_pair():
+    config = ComboConfig.from_preset("tiny")
+    criterion, generator = ComboLoss(config), torch.Generator().manual_seed(3)
+    points = torch.rand(2, 50, 2, generator=generator)
+    criterion.draw_points = lambda kind, masks, count, device: points
+    classes = torch.randn(2, 4, config.num_labels + 1, generator=generator)
+    masks = 30 * torch.randn(2, 4, 8, 8, generator=generator)  # sure of themselves: softplus is linear there
+    targets = (torch.rand(2, 3, 16, 16, generator=generator) > 0.5).float()
+    labels = torch.tensor([[0, 1, 1], [1, 0, 0]])
+    got = criterion._costs(classes, masks, targets, labels)
+    values, truth = sample_points(masks, points), sample_points(targets, points)
+    for frame in range(2):
+        for query in range(4):
+            for target in range(3):
+                x, y = values[frame, query], truth[frame, target]
+                bce = nnf.binary_cross_entropy_with_logits(x, y)
+                dice = 1 - (2 * (x.sigmoid() * y).sum() + 1) / (x.sigmoid().sum() + y.sum() + 1)
+                share = classes[frame, query].softmax(-1)[labels[frame, target]]
+                wanted = config.mask_weight * bce + config.dice_weight * dice - config.class_weight * share
+                torch.testing.assert_close(got[frame, query, target], wanted, atol=1e-3, rtol=1e-5)
