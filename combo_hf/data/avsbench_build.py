@@ -22,6 +22,7 @@ from combo_hf.data.avsbench_card import write_card
 from combo_hf.data.avsbench_layout import SPLITS, SUBSETS, ClipEntry, find_home, read_entries, subset_rule
 from combo_hf.data.avsbench_rows import RowOptions, built_features, read_row
 from combo_hf.data.workers import run_tasks, show_progress
+from combo_hf.whole_files import replacing
 
 
 GENERATION = 1  # raise when the same folders start to give other bytes
@@ -260,9 +261,8 @@ def _prepare(settings: BuildSettings, output: Path, resume: bool) -> Path:
     strangers = [] if record.is_file() else sorted(path.name for path in folder.glob("*.parquet"))
     if strangers:
         raise ValueError(f"{folder} holds {strangers[0]} and no record of a build; move it away first.")
-    partial = record.with_name(f".partial-{os.getpid()}-{record.name}")
-    partial.write_text(settings.to_json(), encoding="utf-8")
-    os.replace(partial, record)
+    with replacing(record, record.with_name(f".partial-{os.getpid()}-{record.name}")) as partial:
+        partial.write_text(settings.to_json(), encoding="utf-8")
     return folder
 
 
