@@ -234,10 +234,10 @@ class ComboConfig(PretrainedConfig):
         self.check()
 
     @classmethod
-    def from_pretrained(cls, name: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in the base class; a damaged file is a `ValueError`, whatever is wrong with it."""
-        with blaming(f"{name}: config.json"):
-            return super().from_pretrained(name, **kwargs)
+        with blaming(f"{pretrained_model_name_or_path}: config.json"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -90,8 +90,11 @@ def predict_to_folder(
     Raises:
         MediaError: the film cannot be read, or has no pictures.
         OSError: the folder cannot be written.
+        ValueError: `name` holds a folder.
     """
     name = name or source_name(source)
+    if name != Path(name).name or name == ".." or "\\" in name or "\0" in name:
+        raise ValueError(f"name: wanted the name of a file without folders, got {name!r}.")
     with _local(source) as film, _staged(Path(folder)) as (stage, targets):
         columns = _columns(film, fps, max(keep, SHEET_COLUMNS if sheet else 0)) if sheet or keep else ()
         collector = _Collector(pipe.model.config, stage / "masks" if masks else None, columns)
@@ -121,12 +124,12 @@ def predict_to_folder(
 def source_name(source: Any) -> str:
     """What the files of a source are called: its own name without folder, query and ending."""
     stem = Path(display_name(source)).stem
-    return "video" if stem in ("", "URL") and "://" in str(source) else stem or "video"
+    return "video" if stem in ("", ".", "..") or (stem == "URL" and "://" in str(source)) else stem
 
 
 def display_name(source: Any) -> str:
     """The name of a source without its folder; of an address without its query, which may hold a key."""
-    text = str(source)
+    text = str(source) if isinstance(source, (str, os.PathLike)) else "video"  # bytes have no name
     return address_name(text) if "://" in text else Path(text).name
 
 

@@ -84,10 +84,10 @@ class ComboProcessor(ProcessorMixin):
         return self._source_agreed or is_harmless(self._generator_source)
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in the base class; a damaged file is a `ValueError`, whatever is wrong with it."""
-        with blaming(f"{name}: processor_config.json"):
-            return super().from_pretrained(name, *args, **kwargs)
+        with blaming(f"{pretrained_model_name_or_path}: processor_config.json"):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -23,6 +23,7 @@ from combo_hf.data.avsbench_layout import SPLITS, SUBSETS, ClipEntry, find_home,
 from combo_hf.data.avsbench_rows import RowOptions, built_features, read_row
 from combo_hf.data.workers import run_tasks, show_progress
 from combo_hf.leftovers import PARTIAL, owned_prefix, remove_leftovers
+from combo_hf.whole_files import replacing
 
 
 GENERATION = 1  # raise when the same folders start to give other bytes
@@ -262,9 +263,8 @@ def _prepare(settings: BuildSettings, output: Path, resume: bool) -> Path:
     if strangers:
         raise ValueError(f"{folder} holds {strangers[0]} and no record of a build; move it away first.")
     output.mkdir(parents=True, exist_ok=True)
-    partial = record.with_name(f"{owned_prefix()}{record.name}")
-    partial.write_text(settings.to_json(), encoding="utf-8")
-    os.replace(partial, record)
+    with replacing(record, record.with_name(f"{owned_prefix()}{record.name}")) as partial:
+        partial.write_text(settings.to_json(), encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)  # after the record: a kill in between leaves no folder of unknown origin
     return folder
 

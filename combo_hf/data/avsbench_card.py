@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from combo_hf.data.avsbench_layout import SUBSETS, subset_rule
 from combo_hf.leftovers import owned_prefix
+from combo_hf.whole_files import replacing
 
 
 TITLES = {
@@ -99,9 +99,8 @@ def write_card(output: Path) -> None:
         log_mel="- `log_mel`: the official pickled examples, flattened (T, 1, 96, 64)\n" if log_mel else "",
         skipped=f"\nLeft out because a file is missing or damaged:\n\n{skipped}" if skipped else "",
     )
-    partial = output / f"{owned_prefix()}README.md"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, output / "README.md")
+    with replacing(output / "README.md", output / f"{owned_prefix()}README.md") as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def push_dataset(folder: str | Path, repo_id: str, private: bool, token: str | None = None) -> str:

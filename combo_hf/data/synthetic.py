@@ -7,7 +7,6 @@ lets it sound.
 import io
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from combo_hf.data.synthetic_clip import (
     synthesize_clip,
 )
 from combo_hf.data.synthetic_sounds import SAMPLING_RATE
+from combo_hf.whole_files import replacing
 
 
 __all__ = [
@@ -183,17 +183,15 @@ class _Shard:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path, path.with_name(path.name + ".partial")) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _write_mp4(clip: SyntheticClip, path: Path, fps: float) -> None:
     from combo_hf.media_combo import write_video
 
-    temporary = path.with_name(f".partial-{path.name}")  # keeps the ending, by which the container is chosen
-    write_video(temporary, clip.render_video(fps), fps, clip.waveform, clip.sampling_rate)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:  # keeps the ending, by which the container is chosen
+        write_video(temporary, clip.render_video(fps), fps, clip.waveform, clip.sampling_rate)
 
 
 def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
@@ -217,10 +215,9 @@ def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
         import pyarrow
         import pyarrow.parquet
 
-        temporary = table_path.with_name(f".partial-{table_path.name}")
         table = pyarrow.Table.from_pylist(rows, schema=row_features().arrow_schema)
-        pyarrow.parquet.write_table(table, temporary, row_group_size=16)
-        os.replace(temporary, table_path)
+        with replacing(table_path) as temporary:
+            pyarrow.parquet.write_table(table, temporary, row_group_size=16)
     return shard.stop - shard.start
 
 

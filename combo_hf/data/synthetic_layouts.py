@@ -27,6 +27,7 @@ from combo_hf.data.avsbench_check_clips import label_colors
 from combo_hf.data.avsbench_layout import AVSS_CLASSES, RULES, ClipEntry, SubsetRule, subset_rule
 from combo_hf.data.synthetic import CATEGORIES, SyntheticClip, make_maskiges, plan_clip, synthesize_clip
 from combo_hf.data.workers import run_tasks, show_progress
+from combo_hf.whole_files import replacing
 
 
 FOLDERS = {
@@ -227,6 +228,5 @@ def _pickled_log_mel(wav: bytes, count: int, rule: SubsetRule) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    partial.write_bytes(data)
-    os.replace(partial, path)
+    with replacing(path, path.with_name(f".partial-{os.getpid()}-{path.name}")) as partial:
+        partial.write_bytes(data)

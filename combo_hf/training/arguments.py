@@ -6,13 +6,13 @@ The file is read by a safe loader: unknown keys, repeated keys and wrong types a
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from combo_hf.training.recipe_files import apply_override, build, dump_yaml, parse_yaml
+from combo_hf.whole_files import replacing
 
 
 __all__ = ["AvsbenchRecipe", "ModelRecipe", "SyntheticRecipe", "TrainingRecipe", "parse_yaml"]
@@ -261,9 +261,8 @@ class TrainingRecipe:
 
     def save(self, path: str | Path) -> None:
         """Write a YAML file that [`from_yaml`] reads."""
-        temporary = Path(path).with_name(f".partial-{Path(path).name}")
-        temporary.write_text(dump_yaml(self.to_dict()), encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(dump_yaml(self.to_dict()), encoding="utf-8")
 
     def differences(self, other: TrainingRecipe) -> list[str]:
         """`"key: ours, theirs"` of the values that differ and that a resumed run may not change."""

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from combo_hf.whole_files import replacing
+
 
 FILE_LIST = "files.json"
 STATE_NAME = re.compile(r"step-(\d{8})")
@@ -95,9 +97,8 @@ def recover_folder(target: Path) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Write a file that is whole or absent."""
-    temporary = path.with_name(f".partial-{path.name}")
-    temporary.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(values), encoding="utf-8")
 
 
 def cut_log(path: Path, step: int) -> None:
@@ -112,9 +113,8 @@ def cut_log(path: Path, step: int) -> None:
             continue
         if isinstance(record, dict) and record.get("step", step + 1) <= step:
             kept.append(f"{line}\n")
-    temporary = path.with_name(f".partial-{path.name}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _old(target: Path) -> Path:

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the package of t
 
 INPUT_SECONDS = 60  # of the clock, then the child is killed
 INPUT_CPU_SECONDS = 10
-BATCH = 250
+BATCH = 1000  # a child needs seconds to start
 
 
 def read_film(data: bytes, folder: Path) -> None:

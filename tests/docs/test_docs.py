@@ -105,3 +105,10 @@ def test_a_published_card_has_the_sections_of_this_one():
         re.findall(r"^## (.*)$", text, re.M) for text in (made, (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8"))
     )
     assert set(sections) - {"Scores"} <= set(here) and "Protocol and scores" in here
+
+
+def test_the_table_of_bad_input_names_tests_that_exist():
+    rows = re.findall(r"^\|(.*)\|$", (ROOT / "tests" / "README.md").read_text(encoding="utf-8"), re.M)
+    tests = [cells[3] for cells in (row.split(" | ") for row in rows) if len(cells) == 4 and ".py" in cells[3]]
+    named = [name.strip() for cell in tests for name in cell.split(",")]
+    assert len(tests) > 30 and [name for name in named if not (ROOT / "tests" / name).is_file()] == []

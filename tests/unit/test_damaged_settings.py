@@ -77,3 +77,8 @@ def test_files_that_are_no_json_objects(tiny_folder: str, tmp_path: Path, name: 
     load = combo_hf.ComboConfig if name == "config.json" else combo_hf.ComboProcessor
     with pytest.raises((ValueError, TypeError, OSError)):
         load.from_pretrained(tmp_path)
+
+
+def test_the_folder_by_its_keyword(tiny_folder: str) -> None:
+    for cls in (combo_hf.ComboConfig, combo_hf.ComboProcessor):
+        assert type(cls.from_pretrained(pretrained_model_name_or_path=tiny_folder)) is cls
