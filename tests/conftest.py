@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from combo_hf.media_combo import write_video
 # The same examples on every run, so that a run that fails can be repeated.
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
+# How warnings begin that other packages cause in others: huggingface_hub in httpx, gradio in pandas.
+NOT_OURS = ("Use 'content=", "'future.no_silent_downcasting' is deprecated")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -48,7 +51,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread for each worker: two of them share the cores."""
+    """One thread for each worker: two of them share the cores. Warnings are errors in processes of tests, too."""
+    os.environ.setdefault("PYTHONWARNINGS", ",".join(["error", *(f"ignore:{text}" for text in NOT_OURS)]))
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
 

@@ -1,6 +1,7 @@
 """SAM 2 and EdgeTAM as proposal generators, frame by frame, on transformers' models; not used in the paper.
 
-Their image processor needs torchvision, EdgeTAM's backbone also timm. Mirrors `SAM2AutomaticMaskGenerator` with its
+Their image processor needs torchvision, EdgeTAM's backbone also timm; below transformers 5.20 EdgeTAM's configuration
+needs the Hub even where the weights are local. Mirrors `SAM2AutomaticMaskGenerator` with its
 defaults: the frame is stretched to the square input, low-resolution masks are enlarged to the frame in one step.
 """
 

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import av
 import pytest
 
 import combo_hf
@@ -20,8 +21,29 @@ pytestmark = [
 ]
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage"
+    "--disable-component-update --disable-sync --disable-dev-shm-usage "
+    "--use-fake-ui-for-media-stream --use-fake-device-for-media-stream"
 )
+
+
+# Two seconds of the browser's own test camera and microphone, put into the page as a recording is.
+RECORD = """
+const done = arguments[0];
+navigator.mediaDevices.getUserMedia({video: true, audio: true}).then(stream => {
+  const recorder = new MediaRecorder(stream, {mimeType: "video/webm"}), parts = [];
+  recorder.ondataavailable = event => parts.push(event.data);
+  recorder.onstop = async () => {
+    const film = new File(parts, "recording.webm", {type: "video/webm"}), files = new DataTransfer();
+    files.items.add(film);
+    const input = document.querySelector("#video input[type=file]");
+    input.files = files.files;
+    input.dispatchEvent(new Event("change", {bubbles: true}));
+    done(Array.from(new Uint8Array(await film.arrayBuffer())));
+  };
+  recorder.start(200);
+  setTimeout(() => recorder.stop(), 2000);
+}).catch(error => done(String(error)));
+"""
 
 
 @pytest.fixture
@@ -81,3 +103,25 @@ def test_upload_play_download(serve, browser, tmp_path):
     asked = {entry["params"]["request"]["url"] for entry in messages if entry["method"] == "Network.requestWillBeSent"}
     assert asked and all(url.startswith((address, "data:", "blob:", "chrome:")) for url in asked), asked
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+
+
+def test_recording_of_the_browser(serve, browser, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    wait = WebDriverWait(browser, 180)
+    browser.get(serve())
+    wait.until(lambda driver: driver.find_element(By.CSS_SELECTOR, "#video input[type=file]"))
+    browser.set_script_timeout(60)
+    recording = browser.execute_async_script(RECORD)
+    assert isinstance(recording, list), recording
+    (tmp_path / "recording.webm").write_bytes(bytes(recording))
+    with av.open(str(tmp_path / "recording.webm")) as film:
+        assert film.duration is None and film.streams.audio
+        width = film.streams.video[0].width
+    wait.until(lambda driver: driver.find_element(By.CSS_SELECTOR, "#video video"))
+    browser.find_element(By.CSS_SELECTOR, "#run").click()
+    video = wait.until(lambda driver: driver.find_element(By.CSS_SELECTOR, "#result video"))
+    wait.until(lambda driver: driver.execute_script("return arguments[0].readyState", video) >= 2)
+    assert browser.execute_script("return arguments[0].videoWidth", video) == width
+    assert browser.execute_script("return arguments[0].duration", video) == pytest.approx(2, abs=1)

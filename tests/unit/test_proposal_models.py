@@ -14,6 +14,7 @@ from fixtures_proposals import (
     tiny_mobile_sam_config,
     tiny_sam_config,
 )
+from packaging import version
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -178,6 +179,8 @@ def newer_config(kind):
         }
     else:
         pytest.importorskip("timm")
+        if version.parse(transformers.__version__) < version.parse("5.20"):
+            pytest.skip("below transformers 5.20 EdgeTAM's configuration asks the Hub, even beside local weights")
         vision["backbone_channel_list"] = [384, 192, 96, 48]
         vision["backbone_config"] = transformers.TimmWrapperConfig(
             architecture="repvit_m1.dist_in1k",
