@@ -95,7 +95,7 @@ class ComboDecoderLayer(GradientCheckpointingLayer):
         queries = self.cross_attn_layer_norm(queries + self.cross_attn(queries + query_pos, keys, values, visible))
         placed = queries + query_pos
         queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
-        return self.final_layer_norm(queries + self.fc2(self.fc1(queries).relu()))
+        return self.final_layer_norm(queries + self.fc2(self.fc1(queries).relu_()))
 
 
 class ComboMaskEmbedding(nn.Module):
@@ -106,8 +106,8 @@ class ComboMaskEmbedding(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
-        queries = self.layers[0](queries).relu()
-        return self.layers[2](self.layers[1](queries).relu())
+        queries = self.layers[0](queries).relu_()
+        return self.layers[2](self.layers[1](queries).relu_())
 
 
 class ComboDecoder(nn.Module):

@@ -176,14 +176,14 @@ class ComboVGGish(nn.Module):
         channels_in = 1
         for block in sizes["channels"]:
             for channels in block:
-                layers += [nn.Conv2d(channels_in, channels, kernel_size=3, padding=1), nn.ReLU()]
+                layers += [nn.Conv2d(channels_in, channels, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
                 channels_in = channels
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         dense: list[nn.Module] = []
         width_in = channels_in * (96 // 16) * (64 // 16)
         for width in [*sizes["hidden_sizes"], sizes["embedding_size"]]:
-            dense += [nn.Linear(width_in, width), nn.ReLU()]
+            dense += [nn.Linear(width_in, width), nn.ReLU(inplace=True)]
             width_in = width
         self.embeddings = nn.Sequential(*dense)
         if self.frozen:

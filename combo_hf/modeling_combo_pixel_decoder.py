@@ -77,8 +77,9 @@ class ComboDeformableAttention(nn.Module):
         query = hidden + position
         value = self.value_proj(hidden)  # (F, S, d)
         offsets = self.sampling_offsets(query).view(frames, tokens, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).view(frames, tokens, self.heads, self.levels * self.points)
-        weights = weights.softmax(-1).view(frames, tokens, self.heads, self.levels, self.points)
+        weights = self.attention_weights(query).view(-1, self.levels * self.points)
+        weights = weights.T.softmax(0).T.contiguous()  # softmax over short rows takes six times as long
+        weights = weights.view(frames, tokens, self.heads, self.levels, self.points)
         gathered = value.device.type == "cpu" and value.dtype == torch.float32 and not torch.is_grad_enabled()
         sample = gathered_sampling if gathered and not torch.compiler.is_compiling() else deformable_sampling
         sampled = sample(value, shapes, reference, offsets, weights)  # (F, S, d)
@@ -181,7 +182,7 @@ class ComboPixelDecoderLayer(GradientCheckpointingLayer):
         shapes: list[tuple[int, int]],
     ) -> torch.Tensor:
         hidden = self.self_attn_layer_norm(hidden + self.self_attn(hidden, position, reference, shapes))
-        return self.final_layer_norm(hidden + self.fc2(self.fc1(hidden).relu()))
+        return self.final_layer_norm(hidden + self.fc2(self.fc1(hidden).relu_()))
 
 
 class ComboPixelDecoder(nn.Module):

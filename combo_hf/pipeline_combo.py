@@ -22,6 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.pipelines.base import ChunkPipeline
 
+from .label_maps_combo import highest_class
 from .pipeline_combo_inputs import WANTED, Window, iter_windows
 from .proposals_combo import get_proposal_generator
 from .remote_code_combo import push_arguments
@@ -237,11 +238,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     ) -> dict[str, Any]:
         """Label map and segments of one frame at source size (W, H), and on request its maps."""
         target = (size[1], size[0])
-        process = self.processor.post_process_semantic_segmentation
-        labels = process(logits, [1], target_sizes=[target])[0][0]  # (H, W)
         # Scores at input size, enlarged class by class where needed: all classes of a 1080p frame would take 0.6 GB.
-        scores = process(logits, [1], return_scores=True).scores[0][0]  # (K, h, w)
+        scores = self.processor.post_process_semantic_segmentation(logits, [1], return_scores=True).scores[0][0]
+        labels, best = highest_class(scores, target)  # (H, W) each, of scores (K, h, w)
         total = _enlarge(scores.sum(0), target).clamp_min(1e-8)
+        shares = best / total
         segments = []
         for index, area in zip(*(part.tolist() for part in torch.unique(labels, return_counts=True)), strict=True):
             if index == 0:
@@ -250,7 +251,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             if area < min_area or (class_ids is not None and index not in class_ids):
                 labels = labels.masked_fill(region, 0)
                 continue
-            share = (_enlarge(scores[index], target) / total)[region].mean().item()
+            share = shares[region].mean().item()
             mask = Image.fromarray(region.to(torch.uint8).mul(255).cpu().numpy())
             segments.append({"label": self.model.config.id2label[index], "score": share, "mask": mask})
         segments.sort(key=lambda segment: -segment["score"])

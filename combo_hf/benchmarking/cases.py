@@ -41,19 +41,19 @@ class Case:
         name: `group/...`, what `--only` looks for.
         build: makes the variants; called when the case is reached, what it holds is let go afterwards.
         counted: torch does the work, so that its operations can be counted.
-        gpu: has something to say about a GPU; where one is used, only such cases run.
         agree: tells from two outputs how close they are; the baseline's comes first.
         rounds: fewer for long work.
         measure: in place of `build`, where variants do not fit: (settings, machine, name) -> lines of the table.
+        gpu: has something to say about a GPU; where one is used, only such cases run.
     """
 
     name: str
     build: Callable[[Settings], Sequence[Variant]] | None = None
     counted: bool = True
-    gpu: bool = False
     agree: Callable[[Any, Any], str] | None = None
     rounds: int | None = None
     measure: Callable[..., list[Any]] | None = None
+    gpu: bool = False
 
 
 @dataclass

@@ -173,6 +173,7 @@ def test_the_command(tmp_path, capsys):
     assert batches == ["1 clips, float32", "2 clips, float32", "1 clips, bfloat16", "2 clips, bfloat16"]
     results = [line for line in results if line["case"] != "batches/r50"]
     assert [line["variant"] for line in results] == ["plain", "default"] * 5
+    assert all(line["note"] for line in results if line["variant"] == "default" and line["case"] != "loss/matching")
     assert all(line["wall"] > 0 and line["cpu"] > 0 for line in results)
     assert all(line["flops"] > 0 for line in results if line["case"].startswith("eval"))
 

@@ -10,6 +10,7 @@ from torch.nn import functional as nnf
 from transformers import AutoBackbone, PvtV2Config, ResNetConfig
 
 from combo_hf.configuration_combo import ComboConfig
+from combo_hf.label_maps_combo import contenders, highest_class
 from combo_hf.loss_combo import ComboLoss, sample_points
 from combo_hf.modeling_combo_encoders import FASTER_LAYERS, build_backbone
 from combo_hf.modeling_combo_pixel_decoder import cell_centres, deformable_sampling, gathered_sampling
@@ -148,3 +149,18 @@ def test_costs_are_cross_entropy_and_dice_of_every_pair():
                 share = classes[frame, query].softmax(-1)[labels[frame, target]]
                 wanted = config.mask_weight * bce + config.dice_weight * dice - config.class_weight * share
                 torch.testing.assert_close(got[frame, query, target], wanted, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (37, 51), (5, 3)], ids=["same", "larger", "smaller"])
+@pytest.mark.parametrize("scale", [0.02, 0.3, 1.0], ids=["few contenders", "some", "all"])
+def test_the_highest_class_of_enlarged_scores(scale, size):
+    generator = torch.Generator().manual_seed(4)
+    scores = torch.linspace(0.2, 0.9, 40)[torch.randperm(40, generator=generator), None, None]
+    scores = scores + scale * torch.rand(40, 8, 8, generator=generator)
+    scores[7] = scores[3]  # of equal classes the first wins
+    wanted = nnf.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+    labels, best = highest_class(scores, size)
+    torch.testing.assert_close(best, wanted.amax(0), atol=1e-6, rtol=0)
+    assert torch.equal(labels, wanted.argmax(0))
+    kept = len(contenders(scores))
+    assert kept == 40 if scale == 1 else kept < 30
