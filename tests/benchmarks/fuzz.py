@@ -347,6 +347,7 @@ def main(argv: list[str] | None = None) -> int:
             before = len(findings)
             run_batch(kind, make_inputs(kind, arguments.seed * 100_000 + turn, batch), tallies[kind], findings)
             _report(kind, findings[before:], arguments.keep)
+            print(f"{kind}: {dict(tallies[kind])} so far", file=sys.stderr, flush=True)
         turn += 1
     for kind, tally in tallies.items():
         print(f"{kind:12} {sum(tally.values()):6} inputs: {dict(tally)}")
