@@ -42,10 +42,10 @@ def contenders(scores: torch.Tensor) -> torch.Tensor:
     the lowest corner of another class, in every cell, wins nowhere, and need not be enlarged.
     """
     low = high = scores
-    for axis in (1, 2):
-        following = torch.arange(1, scores.shape[axis] + 1, device=scores.device).clamp(max=scores.shape[axis] - 1)
-        low = torch.minimum(low, low.index_select(axis, following))
-        high = torch.maximum(high, high.index_select(axis, following))
+    if scores.shape[1] > 1:
+        low, high = torch.minimum(low[:, 1:], low[:, :-1]), torch.maximum(high[:, 1:], high[:, :-1])
+    if scores.shape[2] > 1:
+        low, high = torch.minimum(low[..., 1:], low[..., :-1]), torch.maximum(high[..., 1:], high[..., :-1])
     floor = low.amax(0)
     floor = floor - 1e-5 * floor.abs()  # what rounding may do to a mean
     return (~(high < floor).flatten(1).all(1)).nonzero()[:, 0]  # NaN stays a contender

@@ -244,8 +244,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         total = _enlarge(scores.sum(0), target).clamp_min(1e-8)
         shares = best / total
         segments = []
-        for index, area in zip(*(part.tolist() for part in torch.unique(labels, return_counts=True)), strict=True):
-            if index == 0:
+        for index, area in enumerate(torch.bincount(labels.flatten()).tolist()):
+            if index == 0 or area == 0:
                 continue
             region = labels == index
             if area < min_area or (class_ids is not None and index not in class_ids):
