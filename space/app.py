@@ -46,6 +46,7 @@ EVERYTHING_AT = 12  # frames of the gallery, evenly spread
 MAX_FPS = 5
 KEEP_FILES_S = 3600
 KEEP_MASKS = 1000  # frames whose masks stay in the cache: at most about 300 MB
+KEPT_VISITORS = 256  # of whom gradio remembers the state of the page, about 0.1 MB each; its default is 10000
 LOOK_S = 1.0  # how often it is looked whether the visitor is still there
 LOG = logging.getLogger("combo_space")
 WORKER = "combo-segment"
@@ -278,6 +279,7 @@ def build_demo(
     demo.combo_launch = {
         "max_file_size": f"{limits.megabytes}mb",
         "ssr_mode": False,
+        "state_session_capacity": KEPT_VISITORS,
         "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         "css": CSS,
     }
