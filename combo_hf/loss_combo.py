@@ -90,9 +90,10 @@ class ComboLoss(nn.Module):
         for index, (frame_masks, frame_classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
             labels[index, : len(frame_classes)] = frame_classes
             targets[index, : len(frame_classes)] = frame_masks.to(targets)
-        costs = torch.stack(
-            [self._costs(logits, maps, targets, labels) for logits, maps in zip(classes, masks, strict=True)]
-        )  # (L, A, Q, C)
+        with torch.autocast(device.type, enabled=False):  # differences of large sums: 8 bits are too few
+            costs = torch.stack(
+                [self._costs(logits, maps, targets, labels) for logits, maps in zip(classes, masks, strict=True)]
+            )  # (L, A, Q, C)
         costs = costs.cpu().numpy()
         pairs = []
         for layer in costs:

@@ -156,6 +156,11 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         self.criterion = ComboLoss(config)
         self.post_init()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of inputs, decoders and masks, whatever the backbones compute in ([`set_backbone_dtype`])."""
+        return next(p.dtype for p in self.model.pixel_decoder.parameters() if p.is_floating_point())
+
     def set_backbone_dtype(self, dtype: torch.dtype) -> ComboForAudioVisualSegmentation:
         """Let the visual backbones compute in another precision than the rest; for segmenting, not for training.
 

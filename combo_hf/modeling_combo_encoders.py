@@ -120,7 +120,8 @@ class ComboFoldedConvolution(nn.Module):
             factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
             weight = convolution.weight * factor[:, None, None, None]
             shift = norm.bias - norm.running_mean * factor
-            hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding)
+            hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding,
+                                       convolution.dilation, convolution.groups)  # fmt: skip
         activation = getattr(self, "activation", None)
         if isinstance(activation, nn.ReLU):
             return hidden_states.relu_()  # nobody else holds what the convolution returned

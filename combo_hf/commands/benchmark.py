@@ -13,7 +13,7 @@ from .common import PROGRAM, add_command, device, positive
 def benchmark(arguments: argparse.Namespace) -> None:
     """Time network, training, parts and whole films against plain code; a table with ratios and shares of the limit.
 
-    All of it takes about half an hour on two cores and 20 GB; `--only` names parts of cases.
+    All of it takes about an hour on two cores and 20 GB; `--only` names parts of cases.
     """
     from combo_hf import benchmarking
     from combo_hf.benchmarking.report import seconds
