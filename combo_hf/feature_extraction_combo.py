@@ -229,6 +229,8 @@ def _check_rate(sampling_rate: int | None) -> int:
         raise ValueError(
             "sampling_rate is missing: say at how many Hz the audio was sampled, e.g. sampling_rate=16000."
         )
+    if isinstance(sampling_rate, (torch.Tensor, np.ndarray)) and sampling_rate.ndim == 0:  # a formatted data set's
+        sampling_rate = sampling_rate.item()
     number = isinstance(sampling_rate, (int, float, np.number)) and not isinstance(sampling_rate, bool)
     if not number or sampling_rate % 1 != 0:
         raise ValueError(f"sampling_rate: wanted a whole number of Hz, got {sampling_rate!r}.")

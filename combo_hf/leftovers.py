@@ -19,7 +19,9 @@ from pathlib import Path
 
 
 PARTIAL = ".partial"
-STALE = 3600  # seconds without a change after which an unfinished file must be of a killed process
+# Seconds without a change after which an unfinished file must be of a killed process. A living one may write nothing
+# for hours: sixteen rows of ten frames, a minute each, are one part of a table.
+STALE = 24 * 3600
 STARTED = time.time()  # an older file with the number of this process is of another one
 OWNER = re.compile(r"\.[a-z]+-([0-9a-f]{8})-(\d+)-")
 
@@ -55,6 +57,8 @@ def remove_leftovers(folder: Path, prefix: str = PARTIAL, deep: bool = False) ->
 
 def _is_left_over(path: Path) -> bool:
     owner = OWNER.match(path.name)
+    if owner is None and not path.name.startswith(f"{PARTIAL}-"):  # somebody else's, `.combo-settings` for example
+        return False
     try:
         changed = max((entry.lstat().st_mtime for entry in (path, *path.rglob("*"))), default=0.0)
     except OSError:  # it is just being finished

@@ -124,6 +124,7 @@ def predict_to_folder(
 def source_name(source: Any) -> str:
     """What the files of a source are called: its own name without folder, query and ending."""
     stem = Path(display_name(source)).stem
+    stem = stem.replace("\\", "_")  # from a zip made on Windows; in a name it could be a folder
     return "video" if stem in ("", ".", "..") or (stem == "URL" and "://" in str(source)) else stem
 
 

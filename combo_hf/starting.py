@@ -27,7 +27,8 @@ def interrupt_as_usual() -> None:
 
 
 def _is_command() -> bool:
-    if multiprocessing.parent_process() is not None:  # a worker has the arguments of its parent
+    # A worker has the arguments of its parent; one that is spawned imports before it knows of having a parent.
+    if multiprocessing.parent_process() is not None or multiprocessing.current_process().name != "MainProcess":
         return False
     program = sys.argv[0] if sys.argv else ""
     return Path(program).stem == "combo-hf" or (program == "-m" and __package__ in sys.orig_argv)

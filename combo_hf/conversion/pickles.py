@@ -63,6 +63,15 @@ def _scalar(kind: Any, data: Any) -> PickledArray:
     return array
 
 
+def _frombuffer(data: Any, kind: Any, shape: Any, order: Any, axes: Any = None) -> PickledArray:
+    """What numpy writes from pickle protocol 5 on, the default of Python 3.14."""
+    array = PickledArray()
+    array.__setstate__((1, shape, kind, order == "F", data))
+    if order == "K" and axes is not None:
+        array.value = array.value.transpose(axes)
+    return array
+
+
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != ENCODING:
         raise pickle.UnpicklingError(f"refused the encoding {encoding!r}")
@@ -79,6 +88,8 @@ NUMPY = {"numpy.dtype": PickledDtype, "numpy.ndarray": PickledArray}
 for _module in ("numpy._core.multiarray", "numpy.core.multiarray"):
     NUMPY |= {f"{_module}._reconstruct": _reconstruct, f"{_module}.scalar": _scalar}
 KNOWN = NUMPY | {
+    "numpy._core.numeric._frombuffer": _frombuffer,
+    "numpy.core.numeric._frombuffer": _frombuffer,
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _encode,
     "__builtin__.bytes": _no_bytes,

@@ -151,3 +151,9 @@ def test_round_trip(tmp_path):
 def test_numpy_output():
     features = ComboFeatureExtractor()(noise(16000), 16000, return_tensors="np")["input_features"]
     assert isinstance(features, np.ndarray) and features.shape == (1, 1, 96, 64)
+
+
+@pytest.mark.parametrize("rate", [torch.tensor(44100), np.array(44100), np.int64(44100), 44100.0])
+def test_rates_of_formatted_data_sets(rate):
+    extractor, sound = ComboFeatureExtractor(), np.zeros(44100, np.float32)
+    assert extractor(sound, sampling_rate=rate)["input_features"] is not None

@@ -22,6 +22,7 @@ ARRAYS = {
     "f4": np.arange(6, dtype=np.float32).reshape(2, 3),
     "big-endian": np.arange(3, dtype=">i4"),
     "transposed": np.arange(6, dtype=np.float16).reshape(2, 3).T,
+    "axes": np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(1, 0, 2),
     "empty": np.zeros((0, 3), np.int64),
     "number": np.float64(0.5),
     "no axis": np.zeros((), np.uint8),
@@ -29,7 +30,7 @@ ARRAYS = {
 }
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("name", ARRAYS)
 def test_arrays_are_what_they_were(name: str, protocol: int) -> None:
     for data in (pickle.dumps([ARRAYS[name]], protocol), pickle.dumps([ARRAYS[name]], protocol, fix_imports=False)):

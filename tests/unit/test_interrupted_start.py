@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from combo_hf import starting
 
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,3 +54,11 @@ def test_ctrl_c_while_importing(tmp_path: Path, command: list[str], code: int, m
         process.kill()
     assert process.returncode == code
     assert err == message if code == 130 else message in err
+
+
+def test_a_spawned_worker_is_not_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It imports with the arguments of its parent, but is to clean up after itself."""
+    monkeypatch.setattr(sys, "argv", ["combo-hf"])
+    assert starting._is_command()
+    monkeypatch.setattr(multiprocessing.current_process(), "name", "SpawnProcess-1")
+    assert not starting._is_command()

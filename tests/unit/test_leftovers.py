@@ -43,9 +43,11 @@ def test_whose_it_is(tmp_path: Path) -> None:
         make(tmp_path, f".partial-{dead}-b.npz"),
         make(tmp_path, f".combo-{place}-{dead}-b"),
         make(tmp_path, "partial", hours),
+        make(tmp_path, ".combo-settings", hours),  # not made by this package
     ]
     assert sorted(remove_leftovers(tmp_path)) == sorted(gone)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
+    assert remove_leftovers(tmp_path, ".combo") == [tmp_path / f".combo-{place}-{dead}-b"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there only age tells")

@@ -130,7 +130,7 @@ def test_results_stay_in_their_folder(tiny_pipe, film: Path, tmp_path: Path, nam
 def test_names_of_results(source: object, name: str | None) -> None:
     found = source_name(source)
     assert found and found == Path(found).name and found not in (".", "..")
-    assert not re.search(r"[/\x00]", found) and not {"u:p", "key=s"} & {found}
+    assert not re.search(r"[/\\\x00]", found) and not {"u:p", "key=s"} & {found}
     assert name is None or found == name
 
 
