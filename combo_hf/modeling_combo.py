@@ -323,6 +323,8 @@ def check_labels(
             f"{tuple(getattr(label_frames, 'shape', ()))}."
         )
     count = int(label_frames.sum())
+    if not count:
+        raise ValueError("label_frames: no frame is annotated, so that there is no loss; leave the labels out.")
     if class_labels is None or not len(mask_labels) == len(class_labels) == count:
         got = (len(mask_labels), None if class_labels is None else len(class_labels))
         raise ValueError(f"mask_labels and class_labels need one entry per annotated frame: {count}; got {got}.")

@@ -114,12 +114,16 @@ class ComboFoldedConvolution(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         convolution, norm = self.convolution, self.normalization
-        if norm.training or convolution.bias is not None:
+        if norm.training or convolution.bias is not None or type(convolution) is not nn.Conv2d:  # an adapter, say
             hidden_states = norm(convolution(hidden_states))
         else:
-            factor = norm.weight * (norm.running_var + norm.eps).rsqrt()
-            weight = convolution.weight * factor[:, None, None, None]
-            shift = norm.bias - norm.running_mean * factor
+            kind = convolution.weight.dtype  # rounded once, at the end
+            factor = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+            weight = (convolution.weight.float() * factor[:, None, None, None]).to(kind)
+            shift = (norm.bias.float() - norm.running_mean.float() * factor).to(kind)
+            if weight.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+                # sums over channels need no other order then, and the maps that follow keep this one
+                weight = weight.contiguous(memory_format=torch.channels_last)
             hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding,
                                        convolution.dilation, convolution.groups)  # fmt: skip
         activation = getattr(self, "activation", None)

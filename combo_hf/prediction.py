@@ -225,7 +225,12 @@ def _staged(folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Path, str]]]]:
         for file, name in targets.values():
             if (folder / name).is_dir():  # away as a whole: a kill must not leave half of it
                 os.replace(folder / name, stage / f"old-{name}")
-            os.replace(file, folder / name)
+            try:
+                os.replace(file, folder / name)
+            except OSError:  # Windows: something in there is open
+                if (stage / f"old-{name}").is_dir():
+                    os.replace(stage / f"old-{name}", folder / name)
+                raise
         made = []
     finally:
         shutil.rmtree(stage, ignore_errors=True)

@@ -87,7 +87,7 @@ def _tensors(content: Any, name: str) -> dict[str, torch.Tensor]:
     for key, value in content.items():
         value = unpack(value)
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
-            value = torch.from_numpy(np.array(value, order="C"))  # ascontiguousarray would give a scalar an axis
+            value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))  # a scalar stays one
         if not isinstance(key, str) or not torch.is_tensor(value):
             raise ValueError(f"{name} is not a state dict: {key!r} is a {type(value).__name__}, wanted a tensor.")
         tensors[key] = value

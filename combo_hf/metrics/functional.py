@@ -270,16 +270,14 @@ def _label_areas(
     if predicted.shape != truth.shape:
         raise ValueError(f"prediction {tuple(predicted.shape)} and target {tuple(truth.shape)} must agree.")
     truth = truth.to(predicted.device)
-    valid = truth != IGNORE_INDEX
+    columns = num_labels + 1  # the last one: ignored
     frame = num_labels * torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
-
-    def areas(ids: torch.Tensor, where: torch.Tensor) -> np.ndarray:
-        counts = torch.bincount((ids + frame)[where], minlength=num_labels * len(ids))
-        return counts.view(-1, num_labels).cpu().numpy()
-
-    everywhere = torch.ones_like(valid)
-    return [areas(predicted, predicted == truth), areas(predicted, everywhere), areas(predicted, valid),
-            areas(truth, valid)]  # fmt: skip
+    place = (predicted + frame).mul_(columns).add_(truth.clamp(max=num_labels))
+    counts = torch.bincount(place.flatten(), minlength=num_labels * columns * len(truth)).cpu()
+    counts = counts.view(-1, num_labels, columns)  # (T, predicted, true)
+    known = counts[..., :num_labels]
+    found = known.diagonal(dim1=1, dim2=2), counts.sum(2), known.sum(2), known.sum(1)
+    return [areas.numpy() for areas in found]
 
 
 def _check_video(
@@ -307,6 +305,9 @@ def _check_ids(labels: torch.Tensor | np.ndarray, num_labels: int, name: str, ig
     if ids.is_floating_point() or ids.is_complex():
         raise ValueError(f"{name}: wanted integer class ids, got {ids.dtype}; scores need argmax first.")
     ids = ids.long()
+    lowest, highest = ids.aminmax()
+    if lowest >= 0 and highest < num_labels:
+        return ids
     wrong = (ids < 0) | (ids >= num_labels)
     if ignored:
         wrong &= ids != IGNORE_INDEX

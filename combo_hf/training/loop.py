@@ -163,7 +163,7 @@ class _Run:
         groups = parameter_groups(
             model, recipe.learning_rate, recipe.weight_decay, recipe.backbone_scale, recipe.backbone_pattern
         )
-        optimizer = build_optimizer(groups)
+        optimizer = build_optimizer(groups, fused=recipe.mixed_precision != "fp16")
         self.scheduler = build_scheduler(optimizer, recipe.max_steps, recipe.poly_power, recipe.warmup_steps)
         loader = torch.utils.data.DataLoader(
             self.train_set,
