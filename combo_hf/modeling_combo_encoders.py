@@ -80,7 +80,11 @@ class ComboSiamEncoder(nn.Module):
 def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Feature maps in the dtype of the pictures, also where the weights of the backbone are of another."""
     dtype = next(backbone.parameters(), pictures).dtype
-    return tuple(maps.to(pictures.dtype) for maps in backbone(pictures.to(dtype)).feature_maps)
+    order = torch.preserve_format
+    if pictures.device.type == "cpu" and not torch.is_grad_enabled():
+        order = torch.channels_last  # what convolutions on a CPU would else turn every map into, and back
+    maps = backbone(pictures.to(dtype, memory_format=order)).feature_maps
+    return tuple(level.to(pictures.dtype, memory_format=order) for level in maps)
 
 
 def build_backbone(config) -> nn.Module:
@@ -102,6 +106,8 @@ def build_backbone(config) -> nn.Module:
     for module in backbone.modules():
         # Another class for the same object: names of parameters, copies and checkpoints stay what they are.
         module.__class__ = FASTER_LAYERS.get(type(module).__name__, type(module))
+        if type(module).__name__ in RESIDUAL_LAYERS and isinstance(module.activation, nn.ReLU):
+            module.activation.inplace = True  # nobody else holds the sum that goes in
     return backbone
 
 
@@ -121,9 +127,6 @@ class ComboFoldedConvolution(nn.Module):
             factor = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
             weight = (convolution.weight.float() * factor[:, None, None, None]).to(kind)
             shift = (norm.bias.float() - norm.running_mean.float() * factor).to(kind)
-            if weight.device.type == "cpu" and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-                # sums over channels need no other order then, and the maps that follow keep this one
-                weight = weight.contiguous(memory_format=torch.channels_last)
             hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding,
                                        convolution.dilation, convolution.groups)  # fmt: skip
         activation = getattr(self, "activation", None)
@@ -159,6 +162,7 @@ class ComboReducedAttention(nn.Module):
         return self.proj_drop(self.proj(context.transpose(1, 2).flatten(2))), *extra
 
 
+RESIDUAL_LAYERS = ("ResNetBasicLayer", "ResNetBottleNeckLayer")
 FASTER_LAYERS: dict[str, type[nn.Module]] = {
     "ResNetConvLayer": ComboFoldedConvolution,
     "ResNetShortCut": ComboFoldedConvolution,

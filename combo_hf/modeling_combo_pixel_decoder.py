@@ -125,41 +125,65 @@ def gathered_sampling(
 ) -> torch.Tensor:
     """As [`deformable_sampling`]: the four neighbours of every point are rows of a table, which are summed by weight.
 
-    Everything that depends on the level is spread to (S, M, L, P) first: elementwise work on short rows is slow.
+    Each map stands in the table with zeros around it, so that a point outside needs no case of its own: it is moved
+    to the zeros next to the map. What depends on the level is spread to (S, M, L, P): elementwise work on short rows
+    is slow.
     """
-    frames, tokens, dim = value.shape
+    frames, tokens, _ = value.shape
     _, _, heads, levels, points, _ = offsets.shape
     spread = (tokens, heads, levels, points)
+    table, starts = framed_table(value, shapes)  # (F, R, d)
     size = offsets.new_tensor([[width, height] for height, width in shapes])  # (L, 2) as (x, y)
 
-    def axis(which: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Coordinate (kept inside) and share (0 outside) of both neighbours along x (0) or y (1): (F, S, M, L, P)."""
+    def axis(which: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """First neighbour, -1 to the length, and share of the second along x (0) or y (1): (F, S, M, L, P)."""
         length = size[:, which][:, None]  # (L, 1)
         centre = (reference[:, which][:, None, None, None] * length - 0.5).expand(spread).contiguous()
-        last = (length - 1).expand(spread).contiguous()
-        place = offsets[..., which] + centre
+        place = (offsets[..., which] + centre).clamp_(min=-1)
+        place = torch.minimum(place, length.expand(spread).contiguous(), out=place)
         first = place.floor()
-        share = place.sub_(first)
-        found = []
-        for cell, part in ((first, 1 - share), (first + 1, share)):
-            inside = cell.clamp(min=0).minimum(last)
-            found.append((inside, part.mul_(inside == cell)))
-        return found
+        return first, place.sub_(first)
 
-    width = size[:, :1].expand(spread).contiguous()
-    start = torch.tensor([0, *(h * w for h, w in shapes[:-1])]).cumsum(0)
-    row = (start[:, None] * heads + torch.arange(heads)[:, None, None]).expand(spread)
-    row = (row + (torch.arange(frames) * tokens * heads)[:, None, None, None, None]).int()  # (F, S, M, L, P)
-    columns = axis(0)
-    indices, factors = [], []
-    for y, part_y in axis(1):
-        line, part = y * width, part_y * weights
-        for x, part_x in columns:
-            indices.append((line + x).int().mul_(heads).add_(row).flatten(3))
-            factors.append((part * part_x).flatten(3))
-    index, factor = (torch.stack(parts, dim=-2).view(frames * tokens * heads, -1) for parts in (indices, factors))
-    table = value.reshape(frames * tokens * heads, dim // heads)  # row (f * S + s) * M + m
-    return nnf.embedding_bag(index, table, per_sample_weights=factor, mode="sum").view(frames, tokens, dim)
+    (x, right), (y, below) = axis(0), axis(1)
+    line = (size[:, :1] + 1).expand(spread).contiguous()
+    row = starts[:, None].int() * heads + torch.arange(heads, dtype=torch.int32)[:, None, None]  # (M, L, 1)
+    cell = y.mul_(line).add_(x).int().mul_(heads).add_(row.expand(spread).contiguous())
+    cell += (torch.arange(frames, dtype=torch.int32) * (table.shape[1] * heads))[:, None, None, None, None]
+    index = cell.new_empty(frames, tokens, heads, 4, levels, points)
+    index[:, :, :, 0] = cell
+    torch.add(cell, heads, out=index[:, :, :, 1])
+    cell += line.int() * heads
+    index[:, :, :, 2] = cell
+    torch.add(cell, heads, out=index[:, :, :, 3])
+    factor = weights.new_empty(index.shape)
+    lower = weights * below
+    for at, part in ((0, weights - lower), (2, lower)):
+        second = torch.mul(part, right, out=factor[:, :, :, at + 1])
+        torch.sub(part, second, out=factor[:, :, :, at])
+    index, factor = (parts.view(frames * tokens * heads, -1) for parts in (index, factor))
+    summed = nnf.embedding_bag(index, table.view(-1, table.shape[2] // heads), per_sample_weights=factor, mode="sum")
+    return summed.view(value.shape)
+
+
+def framed_table(value: torch.Tensor, shapes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every map with zeros around it: a row above, a row below, and a column at the left, which is also the right
+    one's of the row before.
+
+    Args: value (F, S, d); shapes (h, w) per level.
+    Returns: (F, R, d) with R the sum of (h + 2) * (w + 1), and w + 3 more rows, which are read with weight 0; where
+    each level's cell (0, 0) stands: (L,).
+    """
+    frames, _, dim = value.shape
+    rows = [(height + 2) * (width + 1) for height, width in shapes]
+    table = value.new_zeros(frames, sum(rows) + shapes[-1][1] + 3, dim)
+    starts, begin = [], 0
+    maps = value.split([height * width for height, width in shapes], dim=1)
+    for tokens, (height, width), count in zip(maps, shapes, rows, strict=True):
+        framed = table[:, begin : begin + count].unflatten(1, (height + 2, width + 1))
+        framed[:, 1:-1, 1:] = tokens.unflatten(1, (height, width))
+        starts.append(begin + width + 2)
+        begin += count
+    return table, torch.tensor(starts)
 
 
 class ComboPixelDecoderLayer(GradientCheckpointingLayer):

@@ -30,13 +30,13 @@ def test_onnx_by_command(capsys, demo_model, tmp_path):
 @pytest.mark.slow
 def test_program(demo_model, tmp_path):
     path = tmp_path / "model.pt2"
-    assert max(exporting.save_program(demo_model, path, 2).values()) < 3e-6  # convolutions add up in another order
+    assert max(exporting.save_program(demo_model, path, 2).values()) < 1e-6
     inputs = exporting.example_inputs(demo_model.config, 2, seed=9)
     with torch.no_grad():
         wanted = exporting.ClipNetwork(demo_model)(*inputs.values())
         got = torch.export.load(path).module()(*inputs.values())
     for mine, theirs in zip(got, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=3e-6 * float(theirs.abs().max()))
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_another_result_is_not_written(demo_model, tmp_path, monkeypatch):
