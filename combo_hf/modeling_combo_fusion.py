@@ -56,7 +56,8 @@ class ComboBilateralAttention(nn.Module):
         # per head: (v + pos) Wq^T k = (v + pos) . (Wq^T k)
         folded = torch.einsum("fmk,mkd->fdm", key, self.q_proj.weight.view(self.heads, head_dim, dim))
         shift = (key * self.q_proj.bias.view(self.heads, head_dim)).sum(-1)  # (F, M)
-        logits = (visual + visual_pos) @ folded + shift[:, None]  # (F, N, M)
+        places = torch.einsum("nd,fdm->fnm", visual_pos[0], folded)  # summed here, where a map has M channels, not d
+        logits = visual @ folded + places + shift[:, None]  # (F, N, M)
         logits = logits - logits.amax(dim=1, keepdim=True)
         attention = logits.clamp(min=-MAX_LOGIT, max=MAX_LOGIT).softmax(dim=1)  # over pixels
         to_visual = nnf.dropout(attention, self.dropout, self.training)
@@ -65,14 +66,15 @@ class ComboBilateralAttention(nn.Module):
         audio_value = self.audio_value_proj(audio).view(frames, self.heads, head_dim)
         out_weight = self.visual_out_proj.weight.view(dim, self.heads, head_dim)
         per_head = torch.einsum("fmk,dmk->fmd", audio_value, out_weight)  # (F, M, d)
-        visual_delta = to_visual @ per_head + self.visual_out_proj.bias  # (F, N, d)
+        visual_delta = to_visual @ (per_head * self.visual_gate)  # (F, N, d)
 
         pooled = torch.einsum("fnm,fnd->fmd", to_audio, visual)  # (F, M, d)
         value_weight = self.visual_value_proj.weight.view(self.heads, head_dim, dim)
         value_bias = self.visual_value_proj.bias.view(self.heads, head_dim)
         pooled = torch.einsum("fmd,mkd->fmk", pooled, value_weight) + to_audio.sum(1)[..., None] * value_bias
         audio_delta = self.audio_out_proj(pooled.flatten(1))  # (F, D)
-        return visual + self.visual_gate * visual_delta, audio + self.audio_gate * audio_delta, attention
+        shifted = visual + self.visual_gate * self.visual_out_proj.bias
+        return shifted.add_(visual_delta), audio + self.audio_gate * audio_delta, attention
 
 
 class ComboBilateralFusion(nn.Module):

@@ -1,9 +1,7 @@
 """Pixel decoder: multi-scale deformable attention over strides 32, 16, 8, one FPN step to stride 4, plain PyTorch.
 
 Mirrors Mask2Former's MSDeformAttnPixelDecoder as the release configures it (6 layers, 8 heads, 4 points, GroupNorm,
-post-norm). Departure: no compiled operator is needed. Where no gradient is asked for, on a CPU, all reads of a token
-are one weighted sum of table rows (`embedding_bag`); else the weighted sum is taken level by level, so that the reads
-of all levels are never stacked (the backward pass of `embedding_bag` sorts, and cost 2 to 5 times as much).
+post-norm). Departure: no compiled operator is needed (modeling_combo_sampling.py).
 
 Axes: F packed frames, S tokens of all three scales (7x7, 14x14, 28x28 for 224 pixels), d width, M heads, L levels, P
 points.
@@ -18,6 +16,11 @@ import torch.nn.functional as nnf
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .modeling_combo_sampling import deformable_sampling, gathered_sampling
+
+
+DENSE_TOKENS = 4200  # up to 448 x 448 pixels; with more, products of tokens x tokens cost more than they save
 
 
 def sine_position_embedding(height: int, width: int, dim: int, like: torch.Tensor) -> torch.Tensor:
@@ -80,110 +83,12 @@ class ComboDeformableAttention(nn.Module):
         weights = self.attention_weights(query).view(-1, self.levels * self.points)
         weights = weights.T.softmax(0).T.contiguous()  # softmax over short rows takes six times as long
         weights = weights.view(frames, tokens, self.heads, self.levels, self.points)
-        gathered = value.device.type == "cpu" and value.dtype == torch.float32 and not torch.is_grad_enabled()
+        gathered = value.device.type == "cpu" and value.dtype == weights.dtype == offsets.dtype == torch.float32
+        if gathered and torch.is_grad_enabled():
+            gathered = tokens <= DENSE_TOKENS
         sample = gathered_sampling if gathered and not torch.compiler.is_compiling() else deformable_sampling
         sampled = sample(value, shapes, reference, offsets, weights)  # (F, S, d)
         return self.output_proj(sampled)
-
-
-def deformable_sampling(
-    value: torch.Tensor,
-    shapes: list[tuple[int, int]],
-    reference: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor,
-) -> torch.Tensor:
-    """Bilinear reads of all points, weighted and summed level by level (zeros outside, `align_corners=False`).
-
-    Args: value (F, S, d); reference (S, 2); offsets (F, S, M, L, P, 2) in pixels of the level; weights (F, S, M, L,
-    P).
-    Returns: (F, S, d).
-    """
-    frames, tokens, dim = value.shape
-    heads, points = offsets.shape[2], offsets.shape[4]
-    centre = (2 * reference - 1)[None, :, None, None]  # (1, S, 1, 1, 2) in grid_sample's [-1, 1]
-    total, start = None, 0
-    for level, (height, width) in enumerate(shapes):
-        maps = value[:, start : start + height * width].unflatten(2, (heads, -1))  # (F, h*w, M, d/M)
-        maps = maps.permute(0, 2, 3, 1).reshape(frames * heads, dim // heads, height, width)
-        start += height * width
-        pixel = offsets.new_tensor([2 / width, 2 / height])
-        grid = (offsets[:, :, :, level] * pixel + centre).transpose(1, 2).flatten(0, 1)  # (F*M, S, P, 2)
-        read = nnf.grid_sample(maps, grid.to(maps), mode="bilinear", padding_mode="zeros", align_corners=False)
-        share = weights[:, :, :, level].transpose(1, 2).reshape(frames * heads, 1, tokens, points)
-        level_sum = (read * share).sum(-1)  # (F*M, d/M, S)
-        total = level_sum if total is None else total + level_sum
-    return total.view(frames, dim, tokens).transpose(1, 2)
-
-
-def gathered_sampling(
-    value: torch.Tensor,
-    shapes: list[tuple[int, int]],
-    reference: torch.Tensor,
-    offsets: torch.Tensor,
-    weights: torch.Tensor,
-) -> torch.Tensor:
-    """As [`deformable_sampling`]: the four neighbours of every point are rows of a table, which are summed by weight.
-
-    Each map stands in the table with zeros around it, so that a point outside needs no case of its own: it is moved
-    to the zeros next to the map. What depends on the level is spread to (S, M, L, P): elementwise work on short rows
-    is slow.
-    """
-    frames, tokens, _ = value.shape
-    _, _, heads, levels, points, _ = offsets.shape
-    spread = (tokens, heads, levels, points)
-    table, starts = framed_table(value, shapes)  # (F, R, d)
-    size = offsets.new_tensor([[width, height] for height, width in shapes])  # (L, 2) as (x, y)
-
-    def axis(which: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """First neighbour, -1 to the length, and share of the second along x (0) or y (1): (F, S, M, L, P)."""
-        length = size[:, which][:, None]  # (L, 1)
-        centre = (reference[:, which][:, None, None, None] * length - 0.5).expand(spread).contiguous()
-        place = (offsets[..., which] + centre).clamp_(min=-1)
-        place = torch.minimum(place, length.expand(spread).contiguous(), out=place)
-        first = place.floor()
-        return first, place.sub_(first)
-
-    (x, right), (y, below) = axis(0), axis(1)
-    line = (size[:, :1] + 1).expand(spread).contiguous()
-    row = starts[:, None].int() * heads + torch.arange(heads, dtype=torch.int32)[:, None, None]  # (M, L, 1)
-    cell = y.mul_(line).add_(x).int().mul_(heads).add_(row.expand(spread).contiguous())
-    cell += (torch.arange(frames, dtype=torch.int32) * (table.shape[1] * heads))[:, None, None, None, None]
-    index = cell.new_empty(frames, tokens, heads, 4, levels, points)
-    index[:, :, :, 0] = cell
-    torch.add(cell, heads, out=index[:, :, :, 1])
-    cell += line.int() * heads
-    index[:, :, :, 2] = cell
-    torch.add(cell, heads, out=index[:, :, :, 3])
-    factor = weights.new_empty(index.shape)
-    lower = weights * below
-    for at, part in ((0, weights - lower), (2, lower)):
-        second = torch.mul(part, right, out=factor[:, :, :, at + 1])
-        torch.sub(part, second, out=factor[:, :, :, at])
-    index, factor = (parts.view(frames * tokens * heads, -1) for parts in (index, factor))
-    summed = nnf.embedding_bag(index, table.view(-1, table.shape[2] // heads), per_sample_weights=factor, mode="sum")
-    return summed.view(value.shape)
-
-
-def framed_table(value: torch.Tensor, shapes: list[tuple[int, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every map with zeros around it: a row above, a row below, and a column at the left, which is also the right
-    one's of the row before.
-
-    Args: value (F, S, d); shapes (h, w) per level.
-    Returns: (F, R, d) with R the sum of (h + 2) * (w + 1), and w + 3 more rows, which are read with weight 0; where
-    each level's cell (0, 0) stands: (L,).
-    """
-    frames, _, dim = value.shape
-    rows = [(height + 2) * (width + 1) for height, width in shapes]
-    table = value.new_zeros(frames, sum(rows) + shapes[-1][1] + 3, dim)
-    starts, begin = [], 0
-    maps = value.split([height * width for height, width in shapes], dim=1)
-    for tokens, (height, width), count in zip(maps, shapes, rows, strict=True):
-        framed = table[:, begin : begin + count].unflatten(1, (height + 2, width + 1))
-        framed[:, 1:-1, 1:] = tokens.unflatten(1, (height, width))
-        starts.append(begin + width + 2)
-        begin += count
-    return table, torch.tensor(starts)
 
 
 class ComboPixelDecoderLayer(GradientCheckpointingLayer):

@@ -137,10 +137,20 @@ def _attention_backward_flops(
     return _attention_flops(query, key, value) * 5 // 2
 
 
+def _convolution_backward_flops(
+    gradient: Any, pictures: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int, wanted: Any, out_val: Any = None
+) -> int:  # fmt: skip
+    """Each of the two gradients costs what the forward pass did; torch's formula takes all groups for one."""
+    pixels = pictures if transposed else gradient
+    return 2 * pixels.numel() * weight[0].numel() * (int(wanted[0]) + int(wanted[1]))
+
+
 FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
     **flop_registry,
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,
 }
 
 

@@ -29,7 +29,8 @@ import goldens as recorded  # noqa: E402
 from combo_hf.loss_combo import consistency_loss  # noqa: E402
 from combo_hf.maskige_combo import PALETTE, maskige_index  # noqa: E402
 from combo_hf.modeling_combo_decoder import spread_audio  # noqa: E402
-from combo_hf.modeling_combo_pixel_decoder import cell_centres, deformable_sampling  # noqa: E402
+from combo_hf.modeling_combo_pixel_decoder import cell_centres  # noqa: E402
+from combo_hf.modeling_combo_sampling import deformable_sampling  # noqa: E402
 from combo_hf.training.evaluation import class_maps_of  # noqa: E402
 
 

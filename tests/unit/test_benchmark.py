@@ -42,6 +42,18 @@ def test_attention_of_the_cpu_is_counted():
     assert flops == 2 * 2 * 3 * 7 * 5 * (8 + 8)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("kind", [torch.nn.Conv2d, torch.nn.ConvTranspose2d])
+def test_convolutions_of_groups_are_counted(groups, kind):
+    layer, pictures = kind(6, 12, 3, stride=2, groups=groups, bias=False), torch.ones(2, 6, 9, 9, requires_grad=True)
+    forward, _, out = count_work(lambda: layer(pictures))
+    pixels = (pictures if layer.transposed else out).numel()
+    assert forward == 2 * pixels * layer.weight[0].numel()
+    assert count_work(lambda: layer(pictures).sum().backward())[0] == 3 * forward
+    pictures.requires_grad_(False)
+    assert count_work(lambda: layer(pictures).sum().backward())[0] == 2 * forward
+
+
 def test_share_of_the_limit():
     assert MACHINE.share(2.0, 1e9, 1e8, "float32") == (0.5, 0.5)
     assert MACHINE.share(2.0, 1e9, 1e8, "bfloat16") == (0.25, 0.5)

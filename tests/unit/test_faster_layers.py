@@ -9,11 +9,13 @@ from torch import nn
 from torch.nn import functional as nnf
 from transformers import AutoBackbone, PvtV2Config, ResNetConfig
 
+from combo_hf import modeling_combo_sampling
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.label_maps_combo import contenders, highest_class
 from combo_hf.loss_combo import ComboLoss, sample_points
 from combo_hf.modeling_combo_encoders import FASTER_LAYERS, build_backbone
-from combo_hf.modeling_combo_pixel_decoder import cell_centres, deformable_sampling, gathered_sampling
+from combo_hf.modeling_combo_pixel_decoder import cell_centres
+from combo_hf.modeling_combo_sampling import deformable_sampling, gathered_sampling
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -115,17 +117,67 @@ def test_attention_on_request():
     assert found == 3
 
 
-@pytest.mark.parametrize("reach", [0.5, 3.0, 100.0])
-def test_gathered_reads_are_the_reads_of_grid_sample(reach):
+def reads_of_points(reach, dtype=torch.float32):
+    """Arguments of the two ways to sample: value, shapes, reference, offsets, weights."""
     generator = torch.Generator().manual_seed(2)
     frames, heads, points, dim, shapes = 2, 4, 3, 32, [(2, 3), (4, 6), (8, 12)]
     tokens = sum(h * w for h, w in shapes)
-    value = torch.randn(frames, tokens, dim, generator=generator)
-    reference = torch.cat([cell_centres(h, w, torch.device("cpu")) for h, w in shapes])
-    offsets = reach * torch.randn(frames, tokens, heads, 3, points, 2, generator=generator)
-    weights = torch.rand(frames, tokens, heads, 3, points, generator=generator)
-    wanted = deformable_sampling(value, shapes, reference, offsets, weights)
+    value = torch.randn(frames, tokens, dim, generator=generator, dtype=dtype)
+    reference = torch.cat([cell_centres(h, w, torch.device("cpu")) for h, w in shapes]).to(dtype)
+    offsets = reach * torch.randn(frames, tokens, heads, 3, points, 2, generator=generator, dtype=dtype)
+    return (
+        value,
+        shapes,
+        reference,
+        offsets,
+        torch.rand(frames, tokens, heads, 3, points, generator=generator).to(dtype),
+    )
+
+
+@pytest.mark.parametrize("block", [1, 5 * 126, 1 << 18])  # rows at a time: one, some (the last part is shorter), all
+@pytest.mark.parametrize("reach", [0.5, 3.0, 100.0])
+def test_gradients_of_gathered_reads(reach, block, monkeypatch):
+    monkeypatch.setattr(modeling_combo_sampling, "DENSE_BLOCK", block)
+    value, shapes, reference, offsets, weights = reads_of_points(reach, torch.float64)
+    direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    inputs = [part.requires_grad_() for part in (value, offsets, weights)]
+    sums = [sample(value, shapes, reference, offsets, weights) for sample in (deformable_sampling, gathered_sampling)]
+    wanted, got = (torch.autograd.grad(out, inputs, direction) for out in sums)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+        assert other.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_offsets_without_a_number_show_in_the_result(training):
+    value, shapes, reference, offsets, weights = reads_of_points(1.0)
+    offsets[0, 0, 0, 0, 0, 0], offsets[1, 3, 2, 1, 1, 1] = float("nan"), float("nan")
+    with torch.set_grad_enabled(training):
+        got = gathered_sampling(value, shapes, reference, offsets, weights)
+    assert not got[0, 0, :8].isfinite().any() and not got[1, 3, 16:24].isfinite().any()
+    assert got.isfinite().sum() == got.numel() - 16
+
+
+def test_infinite_offsets():
+    """In training they show; without gradients they are points outside, as far away as they may be."""
+    value, shapes, reference, offsets, weights = reads_of_points(1.0)
+    offsets[0, 0, 0, 0, 0, 0], offsets[1, 3, 2, 1, 1, 1] = float("inf"), -float("inf")
     got = gathered_sampling(value, shapes, reference, offsets, weights)
+    assert not got[0, 0, :8].isfinite().any() and not got[1, 3, 16:24].isfinite().any()
+    assert got.isfinite().sum() == got.numel() - 16
+    with torch.no_grad():
+        far = gathered_sampling(value, shapes, reference, offsets, weights)
+        offsets[0, 0, 0, 0, 0, 0], offsets[1, 3, 2, 1, 1, 1] = 1e9, -1e9
+        assert torch.equal(far, gathered_sampling(value, shapes, reference, offsets, weights))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("reach", [0.5, 3.0, 100.0])
+def test_gathered_reads_are_the_reads_of_grid_sample(reach, training):
+    value, shapes, reference, offsets, weights = reads_of_points(reach)
+    wanted = deformable_sampling(value, shapes, reference, offsets, weights)
+    with torch.set_grad_enabled(training):
+        got = gathered_sampling(value, shapes, reference, offsets, weights)
     torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-5)
 
 
