@@ -30,7 +30,7 @@ from combo_hf.data.collate import Augmentation, ComboCollator
 from combo_hf.training.arguments import TrainingRecipe
 from combo_hf.training.data import ClipTensors
 from combo_hf.training.ema import WeightAverage
-from combo_hf.training.engine import build_accelerator, from_main, is_sharded
+from combo_hf.training.engine import build_accelerator, from_main, is_sharded, only_run_of_all
 from combo_hf.training.evaluation import evaluate_model
 from combo_hf.training.memory import enable_gradient_checkpointing
 from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
@@ -108,7 +108,7 @@ def train(
         [`TrainingResult`]
 
     Raises:
-        FileExistsError: the folder holds a run with a checkpoint and `resume` is False.
+        FileExistsError: the folder holds a run with a checkpoint and `resume` is False; another run is at work there.
         FileNotFoundError: there is nothing to resume.
         ValueError: what is to be resumed was another run, and has a checkpoint; a precision or metric that is not to
             be had here.
@@ -121,9 +121,11 @@ def train(
     if recipe.best_metric in SEMANTIC_METRICS and validation_set is not None and model.config.num_labels == 2:
         raise ValueError(f"best_metric {recipe.best_metric!r} is not measured for two classes; use M_J or M_F.")
     run = _Run(model, train_set, recipe, output, validation_set, processor, cpu)
-    run.begin(resume)
-    stopped_by = _steps(run)
-    return run.finish(stopped_by)
+    # looked at again: a run that has just ended may have left a checkpoint
+    with only_run_of_all(run.accelerator, output, lambda: check_output(output, resume)):
+        run.begin(resume)
+        stopped_by = _steps(run)
+        return run.finish(stopped_by)
 
 
 def check_output(output: Path, resume: bool) -> None:
