@@ -45,6 +45,7 @@ from combo_hf.training.state import (
 )
 from combo_hf.training.stepping import optimizer_step
 from combo_hf.training.workers import useful_workers
+from combo_hf.whole_files import whole_folder
 
 
 SEMANTIC_METRICS = ("miou", "fscore")
@@ -267,20 +268,21 @@ class _Run:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             (self.output / "state").mkdir(exist_ok=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary))
-        if accelerator.is_main_process:
-            others = {
-                "scheduler": self.scheduler.state_dict(),
-                "rows": self.reporter.rows,
-                "validation": self.validation,
-            }
-            write_json(temporary / "progress.json", {**vars(self.progress), **others})
-            if self.average is not None:
-                save_file(self.average.state_dict(), temporary / "mean_weights.safetensors")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            commit_state(temporary, self.output / "state", self.progress.step)
+        with whole_folder(temporary, f"the state in {self.output}"):
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(temporary))
+            if accelerator.is_main_process:
+                others = {
+                    "scheduler": self.scheduler.state_dict(),
+                    "rows": self.reporter.rows,
+                    "validation": self.validation,
+                }
+                write_json(temporary / "progress.json", {**vars(self.progress), **others})
+                if self.average is not None:
+                    save_file(self.average.state_dict(), temporary / "mean_weights.safetensors")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                commit_state(temporary, self.output / "state", self.progress.step)
         accelerator.wait_for_everyone()
 
     def _load_state(self, state: Path) -> None:
