@@ -147,6 +147,7 @@ class ComboConfig(PretrainedConfig):
 
     model_type = "combo"
 
+    # Longer than other functions: one keyword and one line per field is how configurations are written and read.
     def __init__(
         self,
         backbone_config: dict | PretrainedConfig | None = None,

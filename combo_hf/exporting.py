@@ -85,7 +85,9 @@ def save_program(model: nn.Module, path: str | Path, num_frames: int | None = No
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         file = Path(folder) / "model.pt2"
         with _quiet():
-            torch.export.save(program, file)
+            # Not to the file itself: where the disk is full, torch's own writer ends the process (torch 2.14).
+            torch.export.save(program, content := io.BytesIO())
+            file.write_bytes(content.getbuffer())
             loaded = torch.export.load(file).module()
         inputs = example_inputs(model.config, num_frames, seed=1)
         with torch.no_grad():

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+from .configuration_combo import ComboConfig
+
 
 class ComboLoss(nn.Module):
     """`(predictions, targets) -> {name: weighted loss}`; the sum of the dict is the training loss.
@@ -21,7 +23,7 @@ class ComboLoss(nn.Module):
     Points are drawn by `draw_points`, which tests (and importance experiments) may override.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         self.config = config
 

@@ -265,7 +265,7 @@ def _seconds(media: MediaFile, track: PictureTrack, fps: int, begin: float, end:
 class _Shown:
     """The picture on the screen, converted to RGB at most once."""
 
-    def __init__(self, track: PictureTrack):
+    def __init__(self, track: PictureTrack) -> None:
         self._track = track
         self._frame: Any = None
         self._image: Image.Image | None = None

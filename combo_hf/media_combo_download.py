@@ -109,7 +109,7 @@ def _reason(error: Exception, watch: _Watch) -> str:
 class _Watch:
     """Cuts all connections at a deadline: a server may send its headers a byte at a time, for years."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, seconds: float) -> None:
         self.fired, self.seconds = False, seconds
         self._sockets: list[socket.socket] = []
         self._timer = threading.Timer(seconds, self._fire)
@@ -141,12 +141,12 @@ class _Watch:
 
 def _opener(watch: _Watch, public_only: bool) -> request.OpenerDirector:
     class Http(http.client.HTTPConnection):
-        def __init__(self, *args: Any, **kwargs: Any):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._create_connection = connect
 
     class Https(http.client.HTTPSConnection):
-        def __init__(self, *args: Any, **kwargs: Any):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._create_connection = connect
 

@@ -39,7 +39,7 @@ FORMATS = "mov,mp4,matroska,webm,gif,avi,mpegts,mpeg,flv,asf,wav,w64,flac,mp3,og
 class MediaFile:
     """One source that can be opened several times, each time from its beginning."""
 
-    def __init__(self, name: str, target: str | bytes, path: str | None = None):
+    def __init__(self, name: str, target: str | bytes, path: str | None = None) -> None:
         self.name = name
         self.path = path  # None for what has no path of its own: bytes and downloads
         self._target = target
@@ -133,7 +133,7 @@ def _local(path: str) -> MediaFile:
 class _Track:
     """What both kinds of track share: packets that do not decode are skipped and counted."""
 
-    def __init__(self, media: MediaFile, container: Any, stream: Any):
+    def __init__(self, media: MediaFile, container: Any, stream: Any) -> None:
         self.media = media
         self.container = container
         self.stream = stream
@@ -173,7 +173,7 @@ class PictureTrack(_Track):
         end (`float`): end of the latest picture, in s from the first.
     """
 
-    def __init__(self, media: MediaFile, container: Any, stream: Any):
+    def __init__(self, media: MediaFile, container: Any, stream: Any) -> None:
         super().__init__(media, container, stream)
         codec = stream.codec_context
         self._check_size(codec.width, codec.height)
@@ -256,7 +256,7 @@ class SoundTrack(_Track):
         origin (`Fraction`, *optional*): zero of the time, in s on the clock of the file; default: the first sample.
     """
 
-    def __init__(self, media: MediaFile, container: Any, stream: Any, origin: Fraction | None):
+    def __init__(self, media: MediaFile, container: Any, stream: Any, origin: Fraction | None) -> None:
         super().__init__(media, container, stream)
         self.origin = origin
         self.samples = 0  # read so far

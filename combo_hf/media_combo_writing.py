@@ -254,7 +254,7 @@ def _encoded(track: Any, stream: Any, shift: Fraction) -> Iterator[tuple[float, 
 class _Painter:
     """Mixes the current map into pictures. Its weights are made once per map: (Y, Cb, Cr) * keep + add, / 256."""
 
-    def __init__(self, maps: Iterable[Any], colors: np.ndarray, fps: float, alpha: float, track: PictureTrack):
+    def __init__(self, maps: Iterable[Any], colors: np.ndarray, fps: float, alpha: float, track: PictureTrack) -> None:
         self._maps = iter(maps)
         self._fps, self._alpha, self._track = fps, alpha, track
         self._colors = colors

@@ -109,7 +109,7 @@ class ComboModel(ComboPreTrainedModel):
         num_frames: torch.Tensor | list[int] | None = None,
         output_auxiliary_logits: bool = False,
         tap: dict[str, torch.Tensor] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> ComboModelOutput:
         """Segment packed clips.
 
@@ -215,7 +215,7 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         class_labels: list[torch.Tensor] | None = None,
         label_frames: torch.Tensor | None = None,
         output_auxiliary_logits: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ) -> ComboForAudioVisualSegmentationOutput:
         """Segment packed clips and, with labels, compute the loss. Inputs of [`ComboModel`], and:
 

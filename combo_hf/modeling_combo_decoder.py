@@ -10,6 +10,8 @@ Axes: F packed frames, Q queries, K classes, d width, S tokens of a scale, h w s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as nnf
 from torch import nn
@@ -17,6 +19,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .configuration_combo import ComboConfig
 from .modeling_combo_pixel_decoder import sine_position_embedding
 
 
@@ -28,7 +31,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """softmax(q k^T / sqrt(d_head)) v, step by step. attention_mask: True where a key may be seen."""
     scores = query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
@@ -41,7 +44,7 @@ def eager_attention_forward(
 class ComboAttention(nn.Module):
     """Multi-head attention; which kernel runs is the model's `attn_implementation` ("sdpa" or "eager")."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.config = config
@@ -73,7 +76,7 @@ class ComboAttention(nn.Module):
 class ComboDecoderLayer(GradientCheckpointingLayer):
     """Masked cross-attention, self-attention, feed-forward; each followed by add and norm."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.cross_attn = ComboAttention(config)
@@ -113,7 +116,7 @@ class ComboMaskEmbedding(nn.Module):
 class ComboDecoder(nn.Module):
     """Learned queries plus sound -> class and mask logits, with the predictions of every layer on request."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.query_features = nn.Embedding(config.num_queries, dim)

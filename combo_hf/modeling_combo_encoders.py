@@ -14,6 +14,8 @@ import torch.nn.functional as nnf
 from torch import nn
 from transformers import AutoBackbone
 
+from .configuration_combo import ComboConfig
+
 
 class ComboChannelWeights(nn.Module):
     """a = sigmoid(W2 relu(W1 GAP(x))): one weight per channel and frame, from the Maskige features alone."""
@@ -36,7 +38,7 @@ class ComboSiamEncoder(nn.Module):
     the Maskige is not used.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         self.freeze_batch_norm = config.freeze_batch_norm
         self.use_maskige = config.use_maskige
@@ -87,7 +89,7 @@ def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Ten
     return tuple(level.to(pictures.dtype, memory_format=order) for level in maps)
 
 
-def build_backbone(config) -> nn.Module:
+def build_backbone(config: ComboConfig) -> nn.Module:
     """`AutoBackbone` with the two facts in which transformers' ports differ from what COMBO was trained with, and
     with faster ways to compute two of its layers ([`ComboFoldedConvolution`], [`ComboReducedAttention`]).
 
@@ -177,7 +179,7 @@ class ComboVGGish(nn.Module):
     channel) flattened in that order.
     """
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         self.frozen = config.freeze_audio_encoder
         sizes = config.audio_config

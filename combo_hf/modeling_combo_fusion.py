@@ -16,6 +16,7 @@ import torch.nn.functional as nnf
 from torch import nn
 from transformers import initialization as init
 
+from .configuration_combo import ComboConfig
 from .modeling_combo_pixel_decoder import sine_position_embedding
 
 
@@ -25,7 +26,7 @@ MAX_LOGIT = 50000.0
 class ComboBilateralAttention(nn.Module):
     """S = (Wq(v + pos_v) / sqrt(d_head)) . (Wk(a + pos_a)); v' = v + g_v out_v(softmax(S) Wa a); a' likewise."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         dim, audio_dim = config.hidden_dim, config.audio_config["embedding_size"]
         self.heads, self.dropout, self.gate_init = config.fusion_heads, config.fusion_dropout, config.fusion_gate_init
@@ -80,7 +81,7 @@ class ComboBilateralAttention(nn.Module):
 class ComboBilateralFusion(nn.Module):
     """Mask features and audio embedding look at each other. With `fusion=False` only the level embedding is added."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         self.level_embed = nn.Embedding(1, config.hidden_dim)
         self.audio_position = nn.Embedding(1, config.audio_config["embedding_size"])
@@ -104,7 +105,7 @@ class ComboBilateralFusion(nn.Module):
 class ComboAudioProjection(nn.Module):
     """Audio MLP of the queries: D -> 4096 -> 4096 -> d, ReLU between, none at the end."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         width = config.audio_hidden_dim
         self.layers = nn.Sequential(

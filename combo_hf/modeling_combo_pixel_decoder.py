@@ -17,6 +17,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .configuration_combo import ComboConfig
 from .modeling_combo_sampling import deformable_sampling, gathered_sampling
 
 
@@ -94,7 +95,7 @@ class ComboDeformableAttention(nn.Module):
 class ComboPixelDecoderLayer(GradientCheckpointingLayer):
     """Deformable self-attention and feed-forward, post-norm."""
 
-    def __init__(self, config) -> None:
+    def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.self_attn = ComboDeformableAttention(dim, config.num_attention_heads, 3, config.pixel_decoder_points)
@@ -117,7 +118,7 @@ class ComboPixelDecoderLayer(GradientCheckpointingLayer):
 class ComboPixelDecoder(nn.Module):
     """Four feature maps -> mask features at stride 4 and three scales for the query decoder."""
 
-    def __init__(self, config, channels: list[int]) -> None:
+    def __init__(self, config: ComboConfig, channels: list[int]) -> None:
         super().__init__()
         dim = config.hidden_dim
         groups = math.gcd(32, dim)

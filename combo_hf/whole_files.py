@@ -1,8 +1,9 @@
-"""Files that are whole or absent."""
+"""Files and folders that are whole or absent."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,3 +27,38 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def whole_folder(folder: Path, name: str) -> Iterator[None]:
+    """Remove a folder if its writing fails.
+
+    Args:
+        folder: temporary; moving it to its place is part of the writing.
+        name: of what is written, for the message.
+
+    Raises:
+        OSError: no room; also where safetensors and torch have errors of their own for that.
+    """
+    try:
+        with writing(name):
+            yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+# What a write that fails is called: by safetensors, and by torch's writer of archives.
+UNWRITTEN = ("I/O error", "inline_container.cc", "PytorchStreamWriter", "PyTorchFileWriter")
+
+
+@contextmanager
+def writing(name: str) -> Iterator[None]:
+    """Turn the errors of libraries that cannot write weights into an `OSError` in words."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or not any(text in str(error) for text in UNWRITTEN):
+            raise
+        detail = str(error).splitlines()[0].partition("I/O error: ")[2] or "is there room left?"
+        raise OSError(f"{name} cannot be written: {detail}") from error

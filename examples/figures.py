@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,7 +76,7 @@ def read_clips(arguments: argparse.Namespace) -> list[SimpleNamespace]:
     return [SimpleNamespace(title=row["subset"], frames=frames, masks=masks, waveform=waveform, sampling_rate=rate)]
 
 
-def subtasks(pipe, clips) -> Image.Image:
+def subtasks(pipe: Any, clips: list[SimpleNamespace]) -> Image.Image:
     """Figure I: what the three sub-tasks ask for, and what the model says."""
     rows, labels = [], pipe.model.config.num_labels
     for clip in clips:
@@ -88,7 +90,7 @@ def subtasks(pipe, clips) -> Image.Image:
     return grid([(title, list(pictures)[:columns]) for title, pictures in rows], seconds(columns))
 
 
-def proposals(pipe, clip) -> Image.Image:
+def proposals(pipe: Any, clip: SimpleNamespace) -> Image.Image:
     """Figure II: frame -> class-agnostic masks -> Maskige."""
     masks = pipe.processor.proposal_generator(clip.frames)
     sizes = [(frame.height, frame.width) for frame in clip.frames]
@@ -109,7 +111,7 @@ def outline(frame: Image.Image, masks: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def heat_maps(pipe, clip, other: str | None) -> Image.Image:
+def heat_maps(pipe: Any, clip: SimpleNamespace, other: str | None) -> Image.Image:
     """Figure V: how sure the model is of sound, frame by frame; `other`: a model trained without L_ada."""
     labels = pipe.model.config.num_labels
     truth = [marked(frame, mask, labels) for frame, mask in zip(clip.frames, clip.masks, strict=True)]
@@ -123,12 +125,12 @@ def heat_maps(pipe, clip, other: str | None) -> Image.Image:
     return grid(rows, seconds(len(clip.frames)))
 
 
-def comparison(pipe, clip, baseline: str | None, path: Path) -> Path:
+def comparison(pipe: Any, clip: SimpleNamespace, baseline: str | None, path: Path) -> Path:
     """Frame, truth, baseline and COMBO side by side, with the sound."""
     other = pipe if baseline is None else combo_hf.load_pipeline(baseline)
     labels = pipe.model.config.num_labels
 
-    def draw(maps):
+    def draw(maps: Iterable[np.ndarray]) -> list[Image.Image]:
         return [marked(frame, label_map, labels) for frame, label_map in zip(clip.frames, maps, strict=True)]
 
     columns = {

@@ -23,6 +23,8 @@ from typing import Any
 
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
+# Gradio would put a table of all earlier requests together after every one (pandas, for a page nobody opens).
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
 os.environ.setdefault("COMBO_PUBLIC_ADDRESSES_ONLY", "1")  # visitors must not reach what only this machine can
 
 try:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..publishing.card import build_card, find_origin
+from ..whole_files import whole_folder
 from .official import ConversionReport
 
 
@@ -36,7 +36,7 @@ def save_converted(model: Any, report: ConversionReport, output_dir: str | Path,
         processor = ComboProcessor(images, num_frames=model.config.num_frames)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with whole_folder(temporary, str(target)):
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         (temporary / "conversion_report.json").write_text(
@@ -46,9 +46,6 @@ def save_converted(model: Any, report: ConversionReport, output_dir: str | Path,
         (temporary / "README.md").write_text(card, encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp gives 0o700, which others on the machine could not read
         os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target
 
 

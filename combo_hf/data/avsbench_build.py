@@ -23,6 +23,7 @@ from combo_hf.data.avsbench_layout import SPLITS, SUBSETS, ClipEntry, find_home,
 from combo_hf.data.avsbench_rows import RowOptions, built_features, read_row
 from combo_hf.data.workers import run_tasks, show_progress
 from combo_hf.leftovers import PARTIAL, owned_prefix, remove_leftovers
+from combo_hf.only_run import MARKER, only_run
 from combo_hf.whole_files import replacing
 
 
@@ -126,6 +127,7 @@ def build_dataset(
         ValueError: an unknown name, a damaged csv file or clip, other settings than those the folder was begun with,
             or a folder of others.
         ImportError: `datasets` is missing.
+        FileExistsError: another process builds in the folder.
         OSError: a process was killed, or the disk is full.
     """
     from tqdm import tqdm
@@ -138,15 +140,17 @@ def build_dataset(
     home = find_home(root, subset)
     settings = _settings(entries, home, subset, splits, rows_per_shard, options)
     built_features(log_mel)  # says early if `datasets` is missing
-    folder = _prepare(settings, output, resume)
-    shards = plan_shards(settings, entries, home, folder, options, on_error)
-    missing = [shard for shard in shards if not _is_complete(shard)]
-    done = sum(len(shard.entries) for shard in shards) - sum(len(shard.entries) for shard in missing)
-    with tqdm(total=len(entries), initial=done, unit="clip", desc=subset, disable=show_progress(progress)) as bar:
-        for count in run_tasks(write_shard, missing, num_processes):
-            bar.update(count)
-    rows, skipped = _verify(shards, splits)
-    write_card(output)
+    _check_folder(output)
+    with only_run(output):
+        folder = _prepare(settings, output, resume)
+        shards = plan_shards(settings, entries, home, folder, options, on_error)
+        missing = [shard for shard in shards if not _is_complete(shard)]
+        done = sum(len(shard.entries) for shard in shards) - sum(len(shard.entries) for shard in missing)
+        with tqdm(total=len(entries), initial=done, unit="clip", desc=subset, disable=show_progress(progress)) as bar:
+            for count in run_tasks(write_shard, missing, num_processes):
+                bar.update(count)
+        rows, skipped = _verify(shards, splits)
+        write_card(output)
     return BuildReport(output, subset, rows, skipped, len(missing), len(shards) - len(missing))
 
 
@@ -243,17 +247,22 @@ def _settings(
     )  # fmt: skip
 
 
+def _check_folder(output: Path) -> None:
+    """Raise `ValueError` where a folder holds files of others."""
+    if output.exists() and not any((output / f"build-{subset}.json").is_file() for subset in SUBSETS):
+        if not output.is_dir() or any(
+            not path.name.startswith(f"{PARTIAL}-") and path.name != MARKER for path in output.iterdir()
+        ):
+            raise ValueError(f"{output} is no folder of a build and not empty; choose a new or empty folder.")
+
+
 def _prepare(settings: BuildSettings, output: Path, resume: bool) -> Path:
-    """Check that the folder is ours to write in, clean up after a killed run, and note the settings.
+    """Clean up after a killed run, and note the settings.
 
     Raises:
-        ValueError: a folder of others, or one begun with other settings.
+        ValueError: a folder begun with other settings, or tables of unknown origin.
     """
-    records = {subset: output / f"build-{subset}.json" for subset in SUBSETS}
-    if output.exists() and not any(record.is_file() for record in records.values()):
-        if not output.is_dir() or any(not path.name.startswith(f"{PARTIAL}-") for path in output.iterdir()):
-            raise ValueError(f"{output} is no folder of a build and not empty; choose a new or empty folder.")
-    record, folder = records[settings.subset], output / "data" / settings.subset
+    record, folder = output / f"build-{settings.subset}.json", output / "data" / settings.subset
     if record.is_file() and resume:
         _compare(json.loads(settings.to_json()), record, output)
     for path in folder.glob(f"{PARTIAL}-*") if resume else folder.glob("*.parquet"):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..conversion.saving import check_output
+from ..whole_files import whole_folder
 
 
 CARD = """---
@@ -48,7 +48,7 @@ def save_converted_proposal_model(
         image_processor = image_processor_of(model)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
+    with whole_folder(temporary, str(target)):
         model.save_pretrained(temporary)
         if image_processor is not None:
             image_processor.save_pretrained(temporary)
@@ -59,7 +59,4 @@ def save_converted_proposal_model(
         (temporary / "conversion_report.json").write_text(facts, encoding="utf-8")
         temporary.chmod(0o755)  # mkdtemp gives 0o700, which others on the machine could not read
         os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return target

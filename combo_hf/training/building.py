@@ -9,7 +9,7 @@ import torch
 
 from combo_hf.training.arguments import AvsbenchRecipe, ModelRecipe, SyntheticRecipe, TrainingRecipe
 from combo_hf.training.data import ClipTensors, prepare_synthetic, synthetic_labels
-from combo_hf.training.engine import join_processes
+from combo_hf.training.engine import join_processes, only_run_of_all
 from combo_hf.training.loop import TrainingResult, check_output, train
 
 
@@ -164,18 +164,19 @@ def run_recipe(recipe: TrainingRecipe, output: str | Path, resume: bool = False,
     output = Path(output)
     check_output(output, resume)  # before clips are made
     processes = join_processes(cpu)
-    if recipe.push_to_hub is not None and processes.is_main_process:
-        from combo_hf.publishing import check_access
+    with only_run_of_all(processes, output, lambda: check_output(output, resume)):
+        if recipe.push_to_hub is not None and processes.is_main_process:
+            from combo_hf.publishing import check_access
 
-        check_access(recipe.push_to_hub, private=recipe.push_private)  # not after days of training
-    model = build_model(recipe.model, recipe.seed, **label_names(recipe))
-    # One process makes the clips and fills the cache, from which the others read them.
-    with processes.local_main_process_first():
-        train_set, validation_set = build_data(recipe, model.config)
-    result = train(model, train_set, recipe, output, validation_set, build_processor(model.config), resume, cpu)
-    if recipe.push_to_hub is not None and result.stopped_by == "max_steps" and processes.is_main_process:
-        push_checkpoint(output / "best", recipe.push_to_hub, recipe.push_private)
-    return result
+            check_access(recipe.push_to_hub, private=recipe.push_private)  # not after days of training
+        model = build_model(recipe.model, recipe.seed, **label_names(recipe))
+        # One process makes the clips and fills the cache, from which the others read them.
+        with processes.local_main_process_first():
+            train_set, validation_set = build_data(recipe, model.config)
+        result = train(model, train_set, recipe, output, validation_set, build_processor(model.config), resume, cpu)
+        if recipe.push_to_hub is not None and result.stopped_by == "max_steps" and processes.is_main_process:
+            push_checkpoint(output / "best", recipe.push_to_hub, recipe.push_private)
+        return result
 
 
 def push_checkpoint(folder: str | Path, repository: str, private: bool = True) -> str:

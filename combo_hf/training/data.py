@@ -185,9 +185,11 @@ def load_examples(path: str | Path, settings: dict[str, Any] | None = None) -> l
         ValueError: the file is no such cache, or damaged.
     """
     try:
+        if settings is not None:  # first: an outdated file may have gigabytes
+            found = read_npz(path, names=["settings"])["settings"]
+            if json.loads(str(found)) != json.loads(json.dumps(settings)):
+                return None
         arrays = read_npz(path)
-        if settings is not None and json.loads(str(arrays["settings"])) != json.loads(json.dumps(settings)):
-            return None
         counts = arrays["num_frames"].tolist()
         tensors = {
             name: torch.from_numpy(arrays[name]) if name in arrays else None

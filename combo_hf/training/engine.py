@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from combo_hf.only_run import only_run
 
 
 # The others wait while the main process makes clips or evaluates.
@@ -73,6 +77,32 @@ def from_main(accelerator: Any, value: Any) -> Any:
     if accelerator.num_processes == 1:
         return value
     return import_accelerate().utils.broadcast_object_list([value])[0]
+
+
+@contextlib.contextmanager
+def only_run_of_all(state: Any, output: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Keep other runs out of a folder: the main process holds it, and all of them raise where it cannot.
+
+    Args:
+        state: `Accelerator` or `PartialState`.
+        output (`Path`)
+        check: called by the main process when it holds the folder; may raise `OSError`.
+
+    Raises:
+        OSError: another run is at work there, or what `check` raises.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        if state.is_main_process:
+            try:
+                stack.enter_context(only_run(output))
+                check()
+            except OSError as error:
+                refusal = error
+        refusal = from_main(state, refusal)
+        if refusal is not None:
+            raise refusal
+        yield
 
 
 def import_accelerate() -> Any:

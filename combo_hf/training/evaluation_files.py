@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from combo_hf.only_run import MARKER
+
 
 SETTINGS_FILE = "settings.json"
 VIDEOS_FILE = "per_video.jsonl"
@@ -48,7 +50,9 @@ def check_settings(output: Path, settings: dict[str, Any]) -> bool:
         raise FileExistsError(f"{output} is a file; name a folder.")
     path = output / SETTINGS_FILE
     if not path.is_file():
-        if output.is_dir() and any(not entry.name.startswith(".partial-") for entry in output.iterdir()):
+        if output.is_dir() and any(
+            not entry.name.startswith(".partial-") and entry.name != MARKER for entry in output.iterdir()
+        ):
             raise FileExistsError(f"{output} holds files that are no evaluation; choose a new or empty folder.")
         return False
     try:

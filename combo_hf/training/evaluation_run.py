@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import torch
 from combo_hf import __version__
 from combo_hf.metrics.avs_segmentation.video_records import object_scores, semantic_scores, video_iou
 from combo_hf.metrics.functional import score_labels, score_object
+from combo_hf.only_run import only_run
 from combo_hf.training.evaluation import predict_class_maps, sounding_scores
 from combo_hf.training.evaluation_files import (
     check_settings,
@@ -106,27 +107,30 @@ def evaluate_dataset(
 
     Raises:
         ValueError: a model that does not fit the data, no such split, a damaged clip (names it).
-        FileExistsError: the folder holds something else, or an evaluation with other settings.
+        FileExistsError: the folder holds something else, or an evaluation with other settings, or another process is
+            evaluating there.
         FileNotFoundError, OSError: model or data cannot be found.
         ImportError: `datasets` (or, with several processes, `accelerate`) is not installed.
     """
     output = Path(output)
     with _process_group(device) as (rank, world, device, wait):
         evaluation = prepare_evaluation(model, data, options or EvaluationOptions(), device)
-        resumed = check_settings(output, evaluation.settings)
+        check_settings(output, evaluation.settings)
         wait()  # nobody writes before everybody has looked
-        if rank == 0 and not resumed:
-            write_settings(output, evaluation.settings)
-        if rank == 0:
-            collect_lines(output, evaluation.video_ids)
-        wait()
-        done = read_lines(output)
-        wait()  # everybody has the same list before the first line is added
-        _evaluate_rest(evaluation, output, done, rank, world, progress)
-        wait()
-        results = _report(evaluation, output) if rank == 0 else {}
-        wait()
-        return results or json.loads((output / "results.json").read_text(encoding="utf-8"))
+        # A second evaluation would take the lines away that this one is writing.
+        with only_run(output) if rank == 0 else nullcontext():
+            if rank == 0:
+                if not check_settings(output, evaluation.settings):
+                    write_settings(output, evaluation.settings)
+                collect_lines(output, evaluation.video_ids)
+            wait()
+            done = read_lines(output)
+            wait()  # everybody has the same list before the first line is added
+            _evaluate_rest(evaluation, output, done, rank, world, progress)
+            wait()
+            results = _report(evaluation, output) if rank == 0 else {}
+            wait()
+            return results or json.loads((output / "results.json").read_text(encoding="utf-8"))
 
 
 def prepare_evaluation(

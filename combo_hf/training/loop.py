@@ -30,7 +30,7 @@ from combo_hf.data.collate import Augmentation, ComboCollator
 from combo_hf.training.arguments import TrainingRecipe
 from combo_hf.training.data import ClipTensors
 from combo_hf.training.ema import WeightAverage
-from combo_hf.training.engine import build_accelerator, from_main, is_sharded
+from combo_hf.training.engine import build_accelerator, from_main, is_sharded, only_run_of_all
 from combo_hf.training.evaluation import evaluate_model
 from combo_hf.training.memory import enable_gradient_checkpointing
 from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
@@ -45,6 +45,7 @@ from combo_hf.training.state import (
 )
 from combo_hf.training.stepping import optimizer_step
 from combo_hf.training.workers import useful_workers
+from combo_hf.whole_files import whole_folder
 
 
 SEMANTIC_METRICS = ("miou", "fscore")
@@ -108,7 +109,7 @@ def train(
         [`TrainingResult`]
 
     Raises:
-        FileExistsError: the folder holds a run with a checkpoint and `resume` is False.
+        FileExistsError: the folder holds a run with a checkpoint and `resume` is False; another run is at work there.
         FileNotFoundError: there is nothing to resume.
         ValueError: what is to be resumed was another run, and has a checkpoint; a precision or metric that is not to
             be had here.
@@ -121,9 +122,11 @@ def train(
     if recipe.best_metric in SEMANTIC_METRICS and validation_set is not None and model.config.num_labels == 2:
         raise ValueError(f"best_metric {recipe.best_metric!r} is not measured for two classes; use M_J or M_F.")
     run = _Run(model, train_set, recipe, output, validation_set, processor, cpu)
-    run.begin(resume)
-    stopped_by = _steps(run)
-    return run.finish(stopped_by)
+    # looked at again: a run that has just ended may have left a checkpoint
+    with only_run_of_all(run.accelerator, output, lambda: check_output(output, resume)):
+        run.begin(resume)
+        stopped_by = _steps(run)
+        return run.finish(stopped_by)
 
 
 def check_output(output: Path, resume: bool) -> None:
@@ -265,20 +268,21 @@ class _Run:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             (self.output / "state").mkdir(exist_ok=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary))
-        if accelerator.is_main_process:
-            others = {
-                "scheduler": self.scheduler.state_dict(),
-                "rows": self.reporter.rows,
-                "validation": self.validation,
-            }
-            write_json(temporary / "progress.json", {**vars(self.progress), **others})
-            if self.average is not None:
-                save_file(self.average.state_dict(), temporary / "mean_weights.safetensors")
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            commit_state(temporary, self.output / "state", self.progress.step)
+        with whole_folder(temporary, f"the state in {self.output}"):
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(temporary))
+            if accelerator.is_main_process:
+                others = {
+                    "scheduler": self.scheduler.state_dict(),
+                    "rows": self.reporter.rows,
+                    "validation": self.validation,
+                }
+                write_json(temporary / "progress.json", {**vars(self.progress), **others})
+                if self.average is not None:
+                    save_file(self.average.state_dict(), temporary / "mean_weights.safetensors")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                commit_state(temporary, self.output / "state", self.progress.step)
         accelerator.wait_for_everyone()
 
     def _load_state(self, state: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from combo_hf.whole_files import replacing
+from combo_hf.whole_files import replacing, whole_folder
 
 
 FILE_LIST = "files.json"
@@ -75,15 +75,20 @@ def commit_state(temporary: Path, folder: Path, step: int) -> Path:
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """`write(folder)` into a temporary folder, which then takes the target's place."""
+    """`write(folder)` into a temporary folder, which then takes the target's place.
+
+    Raises:
+        OSError: no room; the target is as it was.
+    """
     temporary, old = target.with_name(f".partial-{target.name}"), _old(target)
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(temporary, target)
+    with whole_folder(temporary, str(target)):
+        temporary.mkdir(parents=True)
+        write(temporary)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(temporary, target)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ import time
 import traceback
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,15 @@ def read_audio(data: bytes, folder: Path) -> None:
     from combo_hf.data.avsbench_audio import read_sound
     from combo_hf.media_combo import load_audio
 
+    read_by_all((load_audio, lambda content: read_sound(content, "a.wav")), data)
+
+
+def read_by_all(readers: Sequence[Callable[[Any], Any]], source: Any) -> None:
+    """Give the source to every reader, then raise the first `ValueError`."""
     errors = []
-    for read in (load_audio, lambda content: read_sound(content, "a.wav")):
+    for read in readers:
         try:
-            read(data)
+            read(source)
         except ValueError as error:
             errors.append(error)
     if errors:
@@ -182,14 +187,7 @@ def read_recipe(path: Path) -> None:
     from combo_hf.publishing.card import _read
     from combo_hf.training.arguments import TrainingRecipe
 
-    errors = []
-    for read in (TrainingRecipe.from_yaml, _read):
-        try:
-            read(path)
-        except ValueError as error:
-            errors.append(error)
-    if errors:
-        raise errors[0]
+    read_by_all((TrainingRecipe.from_yaml, _read), path)
 
 
 def _mask_cache(path: Path) -> Any:

@@ -43,6 +43,7 @@ sys.path.insert(0, str(ROOT))  # the package of this clone
 API = "/gradio_api"
 QUEUE = 64  # the page's limit
 SECONDS = 2  # of a film
+MEASUREMENTS = 24  # of the memory, evenly over the requests: 600 requests give one every 25
 LONG = 55  # of one that takes long: 55 windows
 
 
@@ -138,6 +139,12 @@ class Visitor:
         self.page, self.session, self.silence = page, secrets.token_hex(6), 0.0
         self.client = httpx.Client(base_url=page.address + API, timeout=httpx.Timeout(30, read=120))
 
+    def __enter__(self) -> Visitor:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.client.close()
+
     def join(self, path: Path, fps: int = 1) -> httpx.Response:
         """Upload a film and queue for it."""
         with path.open("rb") as file:
@@ -196,20 +203,20 @@ def load(page: Page, films: Path, users: int, requests: int) -> dict[str, Any]:
 
     def use(number: int) -> None:
         nonlocal done
-        visitor = Visitor(page)
-        for turn in range(number, requests, users):
-            width = 64 + 2 * (turn % 60)
-            with lock:  # made once
-                path = film(films, width)
-            try:
-                found = width_of_answer(visitor, visitor.segment(path), films)
-            except Exception as error:  # counted, whatever it is
-                found = repr(error)
-            with lock:
-                done += 1
-                wrong.extend([] if found == width else [f"request {turn}: wanted {width}, got {found}"])
-                memory.extend([page.memory()] if done % max(1, requests // 8) == 0 else [])
-        silences.append(visitor.silence)
+        with Visitor(page) as visitor:
+            for turn in range(number, requests, users):
+                width = 64 + 2 * (turn % 60)
+                with lock:  # made once
+                    path = film(films, width)
+                try:
+                    found = width_of_answer(visitor, visitor.segment(path), films)
+                except Exception as error:  # counted, whatever it is
+                    found = repr(error)
+                with lock:
+                    done += 1
+                    wrong.extend([] if found == width else [f"request {turn}: wanted {width}, got {found}"])
+                    memory.extend([page.memory()] if done % max(1, requests // MEASUREMENTS) == 0 else [])
+            silences.append(visitor.silence)
 
     def look() -> None:
         with httpx.Client(timeout=60) as client:
@@ -246,10 +253,12 @@ def leave(page: Page, films: Path, leavers: int) -> dict[str, Any]:
     busy = any(message["msg"] == "process_generating" for message in streams[0])
     for stream in streams[1:]:
         next(stream)
-    for stream in streams:
+    for visitor, stream in zip(visitors, streams, strict=True):
         stream.close()
+        visitor.client.close()
     started = time.monotonic()
-    message = Visitor(page).segment(film(films, 66))
+    with Visitor(page) as last:
+        message = last.segment(film(films, 66))
     waited = time.monotonic() - started
     folders = [path.name for path in (page.folder / "tmp").glob("combo-result-*")]
     return {"leavers": leavers, "was_busy": busy, "next_visitor_s": round(waited, 1), "served": message["success"],
@@ -269,12 +278,16 @@ def overfill(page: Page, films: Path, queue: int) -> dict[str, Any]:
     refused = [answer for answer in answers if answer.status_code != 200]
     for stream in streams:
         stream.close()
+    for visitor in visitors:
+        visitor.client.close()
+    with Visitor(page) as last:
+        served = last.segment(film(films, 66))["success"]
     return {
         "joined": len(answers) - len(refused),
         "refused": len(refused),
         "status": sorted({answer.status_code for answer in refused}),
         "told": sorted({answer.json()["detail"] for answer in refused}),
-        "served_afterwards": Visitor(page).segment(film(films, 66))["success"],
+        "served_afterwards": served,
     }
 
 

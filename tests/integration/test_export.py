@@ -41,7 +41,7 @@ def test_program(demo_model, tmp_path):
 
 def test_another_result_is_not_written(demo_model, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "export_program", lambda *_: None)
-    monkeypatch.setattr(torch.export, "save", lambda _, path: path.write_bytes(b"x"))
+    monkeypatch.setattr(torch.export, "save", lambda _, content: content.write(b"x"))
     wrong = type("Program", (), {"module": lambda _: lambda *_: (torch.zeros(1), torch.zeros(1))})()
     monkeypatch.setattr(torch.export, "load", lambda _: wrong)
     with pytest.raises(RuntimeError, match="nothing written"):

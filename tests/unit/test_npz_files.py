@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from combo_hf.data import npz_files
 from combo_hf.data.npz_files import read_npz
 from combo_hf.proposals.cache import CachedProposals, read_masks, write_masks
+from combo_hf.training import data as training_data
 from combo_hf.training.data import load_examples
 
 
@@ -70,6 +74,62 @@ def test_damaged_files(tmp_path: Path, data: bytes) -> None:
     assert read_masks(path) is None
     with pytest.raises(ValueError, match="no cache of prepared clips, or damaged"):
         load_examples(path)
+
+
+def test_memory_that_does_not_suffice_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npz"
+    path.write_bytes(good())
+
+    def no_room(*_: Any, **__: Any) -> Any:
+        raise MemoryError("Unable to allocate")
+
+    monkeypatch.setattr(npz_files.np, "load", no_room)
+    for read in (read_npz, read_masks, load_examples):
+        with pytest.raises(MemoryError, match="Unable to allocate"):
+            read(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_a_file_too_large_for_this_machine_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    with open(path, "wb") as file:
+        np.savez(file, a=np.zeros(1 << 28, np.uint8))
+    code = (
+        "import resource, sys\nfrom combo_hf.data.npz_files import read_npz\nfrom pathlib import Path\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), -1))\n"
+        "try:\n    read_npz(sys.argv[1])\nexcept MemoryError:\n    print('no memory')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=200)
+    assert done.stdout == "no memory\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["size", "compressed size"])
+def test_sizes_that_lie(tmp_path: Path, name: str) -> None:
+    """Of the list of the zip: 4 GB in a file of some hundred bytes."""
+    data = bytearray(good())
+    place = LISTED + {"compressed size": 20, "size": 24}[name]
+    data[place : place + 4] = struct.pack("<I", 0xFFFFFFF0)
+    path = tmp_path / "a.npz"
+    path.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="cannot have 4294967280 bytes|damaged"):
+        read_npz(path)
+
+
+def test_outdated_clips_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, asked = tmp_path / "a.npz", []
+    path.write_bytes(packed(settings=np.array(json.dumps({"version": 1})), frames=np.zeros(5)))
+
+    def watched(*arguments: Any, **options: Any) -> dict[str, np.ndarray]:
+        asked.append(options.get("names"))
+        return read_npz(*arguments, **options)
+
+    monkeypatch.setattr(training_data, "read_npz", watched)
+    assert load_examples(path, {"version": 2}) is None
+    assert asked == [["settings"]]
+    assert read_npz(path, names=["settings"]).keys() == {"settings"}
+    with pytest.raises(ValueError, match="damaged"):
+        read_npz(path, names=["nothing"])
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
