@@ -1,11 +1,13 @@
-"""Measure two finished runs of the demo recipe (with and without sound) on unseen clips and bundle the first.
+"""Measure a finished run of a demo recipe on unseen clips, beside one without sound or after a first stage; bundle it.
 
 python examples/bundle_demo.py --run runs/demo --silent runs/demo-silent --machine "2 CPU cores, one thread a run"
+python examples/bundle_demo.py --run runs/demo-kinds --first combo_hf/assets/demo/demo.json --machine "2 CPU cores"
 
 Writes combo_hf/assets/demo (checkpoint, processor, recipe.yaml, demo.json with the scores) and
 combo_hf/assets/demo_clip.mp4.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -26,17 +28,17 @@ DEMO_CLIP = {"kind": "ms3", "seed": 0, "index": 13, "split": "test", "size": 256
 SCORES = ("M_J", "M_F", "miou")
 
 
-def score(folder: Path, clips: object, silence: bool) -> dict[str, float]:
-    """Scores of the best checkpoint of a run, in percent."""
+def score(folder: Path, clips: Any, **changes: bool) -> dict[str, float]:
+    """Scores of the best checkpoint of a run, in percent; changes: silence_audio, blank_maskige."""
     model = combo_hf.ComboForAudioVisualSegmentation.from_pretrained(folder / "best")
-    values = evaluate_model(model, clips.variant(silence_audio=silence))
+    values = evaluate_model(model, clips.variant(**changes))
     return {name: round(100 * values[name], 2) for name in SCORES if name in values}
 
 
-def test_clips(kind: str, data: Any, count: int, size: int, cache: Path | None) -> Any:
+def test_clips(kind: str, labels: str, seed: int, count: int, size: int, cache: Path | None) -> Any:
     """Unseen clips of a kind; from the cache where they were made before."""
-    path = None if cache is None else cache / f"{kind}-{data.labels}-test-{data.seed}-{count}-{size}.npz"
-    return prepare_synthetic(kind, data.seed, count, "test", size, data.labels, 1, path)
+    path = None if cache is None else cache / f"{kind}-{labels}-test-{seed}-{count}-{size}.npz"
+    return prepare_synthetic(kind, seed, count, "test", size, labels, 1, path)
 
 
 def cost(folder: Path) -> dict[str, float]:
@@ -50,39 +52,48 @@ def cost(folder: Path) -> dict[str, float]:
     return {"steps": steps[-1]["step"], "minutes": round(seconds / 60, 1)}
 
 
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What demo.json says of the run."""
+    recipe, run, size = TrainingRecipe.from_yaml(arguments.run / "recipe.yaml"), arguments.run, 96
+    data = recipe.data
+    facts = {
+        "what": "preset tiny, trained on synthetic clips alone; knows nothing else",
+        "recipe": f"examples/recipes/synthetic-demo{'' if arguments.first is None else '-kinds'}.yaml",
+        "seed": recipe.seed,
+        "training clips": data.train_clips * len(data.kinds),
+        "machine": arguments.machine,
+        "cost with sound": cost(run),
+    }
+    first, *others = sorted(data.kinds, key=lambda kind: kind != "ms3")
+    for kind in (first, *others):
+        start = f"kind {kind}, " if kind != first else ""
+        clips = test_clips(kind, data.labels, arguments.test_seed, arguments.clips, size, arguments.cache)
+        facts[f"{start}scored on"] = f"{arguments.clips} unseen {kind} clips at {size} x {size}, percent"
+        facts[f"{start}with sound"] = score(run, clips)
+        facts[f"{start}same weights, silence at test"] = score(run, clips, silence_audio=True)
+        facts[f"{start}same weights, black Maskiges"] = score(run, clips, blank_maskige=True)
+        if arguments.silent is not None and kind == first:
+            facts["cost without sound"] = cost(arguments.silent)
+            facts["trained and tested without sound"] = score(arguments.silent, clips, silence_audio=True)
+            gain = facts["with sound"]["M_J"] - facts["trained and tested without sound"]["M_J"]
+            facts["gain by sound, points of M_J"] = round(gain, 2)
+    if arguments.first is not None:
+        facts["first stage"] = json.loads(arguments.first.read_text(encoding="utf-8"))
+    return facts
+
+
 def main() -> None:
     parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="finished run of the recipe")
-    parser.add_argument("--silent", type=Path, required=True, help="the same with data.silence_audio=true")
-    parser.add_argument("--clips", type=int, default=100, help="unseen test clips to score on")
+    parser.add_argument("--silent", type=Path, help="the same with data.silence_audio=true")
+    parser.add_argument("--first", type=Path, help="demo.json of the checkpoint that the run started from")
+    parser.add_argument("--clips", type=int, default=100, help="unseen test clips of each kind to score on")
+    parser.add_argument("--test-seed", type=int, default=0, help="of the test clips; default 0")
     parser.add_argument("--cache", type=Path, help="folder of prepared clips")
     parser.add_argument("--machine", required=True, help="what the runs were made on, in words")
     arguments = parser.parse_args()
 
-    recipe = TrainingRecipe.from_yaml(arguments.run / "recipe.yaml")
-    data, size = recipe.data, 96
-    first, *others = sorted(data.kinds, key=lambda kind: kind != "ms3")
-    clips = test_clips(first, data, arguments.clips, size, arguments.cache)
-    facts = {
-        "what": "preset tiny, trained from scratch on synthetic clips; knows nothing else",
-        "recipe": "examples/recipes/synthetic-demo.yaml",
-        "seed": recipe.seed,
-        "training clips": data.train_clips,
-        "machine": arguments.machine,
-        "cost with sound": cost(arguments.run),
-        "cost without sound": cost(arguments.silent),
-        "scored on": f"{arguments.clips} unseen {first} clips at {size} x {size}, percent",
-        "with sound": score(arguments.run, clips, silence=False),
-        "same weights, silence at test": score(arguments.run, clips, silence=True),
-        "trained and tested without sound": score(arguments.silent, clips, silence=True),
-    }
-    facts["gain by sound, points of M_J"] = round(
-        facts["with sound"]["M_J"] - facts["trained and tested without sound"]["M_J"], 2
-    )
-    for kind in others:
-        clips = test_clips(kind, data, arguments.clips, size, arguments.cache)
-        facts[f"kind {kind}, with sound"] = score(arguments.run, clips, silence=False)
-        facts[f"kind {kind}, silence at test"] = score(arguments.run, clips, silence=True)
+    facts = measure(arguments)
     print(json.dumps(facts, indent=1))
 
     partial = combo_hf.ASSETS / ".partial-demo"

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from combo_hf.benchmarking.plain_loss import match_layer, plain_loss
 from combo_hf.benchmarking.plain_network import PlainCombo
 from combo_hf.benchmarking.ties import ties_remark
 from combo_hf.benchmarking.timing import Variant
+from combo_hf.modeling_combo_encoders import run_backbone
 
 
 BACKBONES = ("r50", "pvtv2-b5")
@@ -123,8 +125,8 @@ def cached_maskiges(model: Any, inputs: dict[str, Any]) -> Any:
     other.model = _shallow(model.model)
     other.model.encoder = _shallow(model.model.encoder)
     with torch.no_grad():
-        output = model.model.encoder.maskige_backbone(inputs["maskige_values"])
-    other.model.encoder.maskige_backbone = Cached(output)
+        maps = run_backbone(model.model.encoder.maskige_backbone, inputs["maskige_values"])
+    other.model.encoder.maskige_backbone = Cached(SimpleNamespace(feature_maps=maps))
     return other
 
 

@@ -103,6 +103,10 @@ def _trained(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> Origin:
     if isinstance(cost, dict) and "machine" in facts:
         made.append(f"{cost.get('steps')} steps in {cost.get('minutes')} minutes on {facts['machine']}")
     started = [name for name in ("pretrained", "backbone", "vggish") if model.get(name)]
+    before = facts.get("first stage")
+    if synthetic and isinstance(before, dict) and started == ["pretrained"]:  # it is known where those came from
+        made.append(f"started from weights of an earlier stage: {before.get('training clips')} synthetic clips")
+        started = []
     if started:
         made.append(f"started from other weights ({', '.join(started)})")
     if not synthetic:
