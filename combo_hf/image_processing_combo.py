@@ -21,7 +21,7 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 
 from .checks_combo import MASK_STRIDE, Size, check_channels, check_outputs
-from .label_maps_combo import enlarge, highest_class
+from .label_maps_combo import class_scores, enlarge, highest_class
 
 
 IGNORE_INDEX = 255
@@ -342,10 +342,8 @@ def _segment(
     class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Size, with_scores: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One frame: (Q, K + 1), (Q, h, w) -> labels (H, W) and, if wanted, scores (K, H, W)."""
-    probabilities = class_logits.float().softmax(-1)[:, :-1]  # (Q, K)
     full = (MASK_STRIDE * mask_logits.shape[-2], MASK_STRIDE * mask_logits.shape[-1])
-    masks = enlarge(mask_logits.float(), full).sigmoid()
-    scores = torch.einsum("qk,qhw->khw", probabilities, masks)
+    scores = class_scores(class_logits, mask_logits, full)
     if with_scores:
         scores = enlarge(scores, size)
         return scores.argmax(0), scores

@@ -1,9 +1,13 @@
-"""The winning class of every pixel, without enlarging the score maps of classes that cannot win.
+"""Class scores of a frame, and the winning class of every pixel without enlarging what cannot win.
 
 The release enlarges the score maps of all classes bilinearly and takes the highest. Departure, with the same result:
-classes that lie below another class everywhere are left out first.
+every enlarged pixel is a mean of the four corners of a cell of the small maps, so a class that leads at all four
+corners wins the whole cell. Other classes are looked at only in the cells in between, and there only those that no
+mean of the leading classes beats at every corner. Where this saves nothing (noise), whole maps are enlarged, but of
+classes only that do not lie below another class everywhere.
 
-Axes: K classes, h w pixels of the scores, H W pixels of the label map.
+Axes: K classes, Q queries, h w pixels of the small maps, H W pixels of the label map, N cells between classes, P
+pixels in these.
 """
 
 from __future__ import annotations
@@ -12,10 +16,31 @@ import torch
 
 
 CLASSES_AT_ONCE = 8  # class maps enlarged together: 66 MB at 1080p instead of 590 MB for 71 classes
+CELLS_AT_ONCE = 4096  # their corners of 71 classes take 5 MB
+PIXELS_AT_ONCE = 1 << 16
+ROUNDING = 1e-5  # what float32 may do to a mean, relative to its terms
+MOST_WORK = 0.025  # part of all classes in all cells: if more have to be looked at, whole maps are no slower
+SMALL_SIDE = 64  # up to here a product with the matrix of the means is faster than interpolate
+
+
+def class_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Score of every class at every pixel: the sum over queries of class probability times mask probability.
+
+    Args:
+        class_logits (`torch.Tensor` of shape `(Q, K + 1)`): the last is "no object", left out after the softmax.
+        mask_logits (`torch.Tensor` of shape `(Q, h, w)`): enlarged bilinearly before their sigmoid.
+        size (`tuple[int, int]`): height and width (H, W) of the scores.
+
+    Returns:
+        `torch.FloatTensor` (K, H, W).
+    """
+    probabilities = class_logits.float().softmax(-1)[:, :-1]  # (Q, K)
+    masks = enlarge(mask_logits.float(), size).sigmoid()
+    return torch.einsum("qk,qhw->khw", probabilities, masks)
 
 
 def highest_class(scores: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The winning class of every pixel of score maps that are enlarged bilinearly, a few classes at a time.
+    """The winning class of every pixel of score maps that are enlarged bilinearly. Of equal classes the first wins.
 
     Args:
         scores (`torch.FloatTensor` of shape `(K, h, w)`): of all classes, at the size of the network's input.
@@ -24,15 +49,13 @@ def highest_class(scores: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Te
     Returns:
         labels (H, W) long, and the score of the winner (H, W).
     """
-    best = labels = None
-    for chosen in contenders(scores).split(CLASSES_AT_ONCE):
-        values, indices = enlarge(scores[chosen], size).max(0)
-        if best is None:
-            best, labels = values, chosen[indices]
-            continue
-        higher = values > best  # strictly: of equal classes the first one wins, as in argmax
-        best, labels = torch.where(higher, values, best), torch.where(higher, chosen[indices], labels)
-    return labels, best
+    height, width = scores.shape[1:]
+    # a GPU enlarges whole maps faster than it looks for cells; smaller maps have more cells than pixels
+    if scores.device.type == "cpu" and size[0] * size[1] > height * width and bool(scores.sum().isfinite()):
+        found = _by_cells(scores, size)
+        if found is not None:
+            return found
+    return _by_maps(scores, size)
 
 
 def contenders(scores: torch.Tensor) -> torch.Tensor:
@@ -47,12 +70,155 @@ def contenders(scores: torch.Tensor) -> torch.Tensor:
     if scores.shape[2] > 1:
         low, high = torch.minimum(low[..., 1:], low[..., :-1]), torch.maximum(high[..., 1:], high[..., :-1])
     floor = low.amax(0)
-    floor = floor - 1e-5 * floor.abs()  # what rounding may do to a mean
+    floor = floor - ROUNDING * floor.abs()
     return (~(high < floor).flatten(1).all(1)).nonzero()[:, 0]  # NaN stays a contender
 
 
 def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Bilinear (C, h, w) -> (C, H, W)."""
-    if maps.shape[-2:] == size:
+    height, width = maps.shape[-2:]
+    if (height, width) == size:
         return maps
+    if maps.device.type == "cpu" and max(height, width) <= SMALL_SIDE and len(maps) > 1:
+        across, down = _means(width, size[1], maps.dtype), _means(height, size[0], maps.dtype)
+        return down @ (maps @ across.T)
     return torch.nn.functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _by_maps(scores: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`highest_class`] by enlarging all maps of classes that may win somewhere, a few at a time."""
+    best = labels = None
+    for chosen in contenders(scores).split(CLASSES_AT_ONCE):
+        values, indices = enlarge(scores[chosen], size).max(0)
+        if best is None:
+            best, labels = values, chosen[indices]
+            continue
+        higher = values > best  # strictly: of equal classes the first one wins, as in argmax
+        best, labels = torch.where(higher, values, best), torch.where(higher, chosen[indices], labels)
+    return labels, best
+
+
+def _by_cells(scores: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """[`highest_class`] where most cells have one leader; None where that is not so."""
+    leader, top, between = _leaders(scores)
+    rows, down = _cells(scores.shape[1], size[0])
+    columns, across = _cells(scores.shape[2], size[1])
+    cells = between.nonzero(as_tuple=True)
+    if 2 * len(cells[0]) > MOST_WORK * scores.numel():  # at least two classes in each
+        return None
+    labels = leader.index_select(0, rows).index_select(1, columns).long()
+    best = enlarge(top[None], size)[0]
+    pixels = between.index_select(0, rows).index_select(1, columns).flatten().nonzero()[:, 0]
+    if not len(pixels):
+        return labels, best
+    candidates = _candidates(scores, leader, cells)
+    if candidates is None:
+        return None
+    counts, classes, corners = candidates
+    number = torch.zeros(between.shape, dtype=torch.long)
+    number[cells] = torch.arange(len(cells[0]))
+    y, x = pixels // size[1], pixels % size[1]
+    number = number[rows[y], columns[x]]  # (P,) cell of each pixel
+    for part in torch.arange(len(pixels)).split(PIXELS_AT_ONCE):
+        at = pixels[part]
+        found = _duel(number[part], down[y[part]], across[x[part]], counts, classes, corners)
+        labels.view(-1)[at], best.view(-1)[at] = found
+    return labels, best
+
+
+def _leaders(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Leading class and its score at every corner (h, w), and the cells (h, w) that no class leads as a whole.
+
+    Cell (i, j) lies between rows i and i + 1, columns j and j + 1; the last row and column are their own neighbours.
+    """
+    kind = torch.uint8 if len(scores) <= 255 else torch.int32
+    top = scores.amax(0)
+    near = (scores >= top - ROUNDING * top.abs()).to(kind)
+    leader = (near * torch.arange(len(scores), dtype=kind)[:, None, None]).amax(0)
+    alone = near.sum(0, dtype=kind) == 1
+    whole = alone & _beside(alone, 0) & (leader == _beside(leader, 0))
+    return leader, top, ~(whole & _beside(whole, 1) & (leader == _beside(leader, 1)))
+
+
+def _candidates(
+    scores: torch.Tensor, leader: torch.Tensor, cells: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """Classes that may win in each of N cells, ascending: how many (N,), which, and their four corners (all, 4).
+
+    None as soon as there will be too many.
+
+    The winner is no lower than any mean of classes. So a class is out if, at all corners, it lies below one of the
+    classes that lead at a corner, or below the mean of these.
+    """
+    (height, width), flat = leader.shape, scores.flatten(1)
+    counts, classes, corners = [], [], []
+    seen = found = 0
+    for y, x in zip(*(side.split(CELLS_AT_ONCE) for side in cells), strict=True):
+        below, right = (y + 1).clamp_(max=height - 1), (x + 1).clamp_(max=width - 1)
+        places = [y * width + x, y * width + right, below * width + x, below * width + right]
+        values = torch.stack([flat.index_select(1, place) for place in places])  # (4, K, n)
+        strong = torch.stack([leader.flatten()[place].long() for place in places])  # (4, n)
+        rivals = values.gather(1, strong.expand(4, -1, -1))  # (4 corners, 4 leaders, n)
+        rivals = torch.cat([rivals, rivals.mean(1, keepdim=True)], 1)
+        margin = ROUNDING * rivals.abs()
+        out = torch.zeros(values.shape[1:], dtype=torch.bool)
+        for rival in (rivals - margin).unbind(1):  # (4, n)
+            out |= (values < rival[:, None]).all(0)
+        cell, kept = (~out.T).nonzero(as_tuple=True)
+        counts.append((~out).sum(0))
+        seen += len(y)
+        found += len(kept)
+        if found * len(cells[0]) > MOST_WORK * scores.numel() * seen:
+            return None
+        classes.append(kept)
+        corners.append(values[:, kept, cell].T)
+    return torch.cat(counts), torch.cat(classes), torch.cat(corners)
+
+
+def _duel(
+    cell: torch.Tensor,
+    down: torch.Tensor,
+    across: torch.Tensor,
+    counts: torch.Tensor,
+    classes: torch.Tensor,
+    corners: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Winning class and its score of P pixels, each in a cell and at a place (down, across) in 0..1 inside it."""
+    first, left = (counts.cumsum(0) - counts)[cell], counts[cell]
+
+    def value(candidate: torch.Tensor, down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+        one, two, three, four = corners.index_select(0, candidate).unbind(1)
+        return torch.lerp(torch.lerp(one, two, across), torch.lerp(three, four, across), down)
+
+    best, winner = value(first, down, across), first.clone()
+    for turn in range(1, int(left.max())):
+        still = (left > turn).nonzero()[:, 0]
+        candidate = first[still] + turn
+        rival = value(candidate, down[still], across[still])
+        higher = rival > best[still]  # strictly, as above
+        won = still[higher]
+        winner[won], best[won] = candidate[higher], rival[higher]
+    return classes[winner], best
+
+
+def _beside(values: torch.Tensor, axis: int) -> torch.Tensor:
+    """The next value along an axis of (h, w); the last is its own neighbour."""
+    rest = values.shape[axis] - 1
+    return torch.cat([values.narrow(axis, 1, rest), values.narrow(axis, rest, 1)], axis)
+
+
+def _cells(small: int, large: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per enlarged pixel its cell, and where in the cell it lies, 0..1; rounded as interpolate does on CPUs."""
+    scale = torch.tensor(small / large, dtype=torch.float32).double()
+    place = ((torch.arange(large) + 0.5) * scale - 0.5).clamp_(min=0).float()
+    cell = place.long().clamp_(max=small - 1)
+    return cell, (place - cell).clamp_(0, 1)
+
+
+def _means(small: int, large: int, dtype: torch.dtype) -> torch.Tensor:
+    """Weights (large, small) of the bilinear means along one side."""
+    cell, place = _cells(small, large)
+    weights = torch.zeros(large, small, dtype=dtype)
+    weights.scatter_add_(1, cell[:, None], (1 - place)[:, None].to(dtype))
+    weights.scatter_add_(1, (cell + 1).clamp_(max=small - 1)[:, None], place[:, None].to(dtype))
+    return weights

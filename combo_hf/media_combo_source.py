@@ -246,6 +246,33 @@ class PictureTrack(_Track):
         return notes
 
 
+def even_picture(track: PictureTrack, frame: Any) -> Any:
+    """The picture as shown, a new yuv420p frame with even H and W; stays in YUV."""
+    if track.turns or track.size[0] % 2 or track.size[1] % 2:
+        planes = np.rot90(track.planes(frame, "yuv444p"), track.turns, axes=(1, 2))  # (3, H, W)
+        padded = np.ascontiguousarray(even(planes.transpose(1, 2, 0)).transpose(2, 0, 1))
+        return av.VideoFrame.from_ndarray(padded, format="yuv444p").reformat(format="yuv420p")
+    width, height = track.size
+    given = frame.reformat(width=width, height=height, format="yuv420p")
+    picture = av.VideoFrame(width, height, "yuv420p")  # the decoder may still need its own
+    for old, new in zip(given.planes, picture.planes, strict=True):
+        np.copyto(plane_values(new), plane_values(old))
+    return picture
+
+
+def even(picture: np.ndarray) -> np.ndarray:
+    """(H, W, ...) with its last row or column once more where H or W is odd."""
+    height, width = picture.shape[:2]
+    if height % 2 or width % 2:
+        picture = np.pad(picture, ((0, height % 2), (0, width % 2)) + ((0, 0),) * (picture.ndim - 2), mode="edge")
+    return np.ascontiguousarray(picture)
+
+
+def plane_values(plane: Any) -> np.ndarray:
+    """The values of a plane of 8 bits, (height, width); writing changes the plane."""
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+
+
 class SoundTrack(_Track):
     """16 kHz mono sound, read forward, sample n at n / 16000 s after `origin`.
 

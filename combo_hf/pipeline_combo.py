@@ -22,7 +22,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .label_maps_combo import highest_class
+from .checks_combo import check_outputs
+from .label_maps_combo import class_scores, highest_class
 from .pipeline_combo_inputs import WANTED, Window, iter_windows
 from .proposals_combo import get_proposal_generator
 from .remote_code_combo import push_arguments
@@ -239,10 +240,13 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Label map and segments of one frame at source size (W, H), and on request its maps."""
         target = (size[1], size[0])
         # Scores at input size, enlarged class by class where needed: all classes of a 1080p frame would take 0.6 GB.
-        scores = self.processor.post_process_semantic_segmentation(logits, [1], return_scores=True).scores[0][0]
+        classes, masks = logits["class_queries_logits"], logits["masks_queries_logits"]
+        scores = class_scores(classes[0], masks[0], check_outputs(classes, masks, [1], None)[0])
         labels, best = highest_class(scores, target)  # (H, W) each, of scores (K, h, w)
         total = _enlarge(scores.sum(0), target).clamp_min(1e-8)
         shares = best / total
+        dtype = torch.uint8 if self.model.config.num_labels <= 256 else torch.int32
+        labels = labels.to(dtype)
         segments = []
         for index, area in enumerate(torch.bincount(labels.flatten()).tolist()):
             if index == 0 or area == 0:
@@ -251,12 +255,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             if area < min_area or (class_ids is not None and index not in class_ids):
                 labels = labels.masked_fill(region, 0)
                 continue
-            share = shares[region].mean().item()
+            share = (shares * region).sum().item() / area
             mask = Image.fromarray(region.to(torch.uint8).mul(255).cpu().numpy())
             segments.append({"label": self.model.config.id2label[index], "score": share, "mask": mask})
         segments.sort(key=lambda segment: -segment["score"])
-        dtype = torch.uint8 if self.model.config.num_labels <= 256 else torch.int32
-        frame: dict[str, Any] = {"segments": segments, "label_map": labels.to(dtype).cpu().numpy()}
+        frame: dict[str, Any] = {"segments": segments, "label_map": labels.cpu().numpy()}
         if return_maps:
             frame["heat_map"] = (1 - _enlarge(scores[0], target) / total).clamp(0, 1).cpu().numpy()
             frame["scores"] = (scores / scores.sum(0, keepdim=True).clamp_min(1e-8)).cpu().numpy()

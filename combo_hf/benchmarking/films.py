@@ -68,7 +68,7 @@ def write_film(path: Path, seconds: int, size: tuple[int, int] = SIZE, fps: int 
 
 def decode_variants(settings: Settings) -> list[Variant]:
     """One picture a second and the sound: every picture made RGB first (plain), or only those that are needed."""
-    from combo_hf.media_combo import read_clip
+    from combo_hf.media_combo import FRAME_OFFSET, read_clip
 
     folder = TemporaryFolder()
     film = write_film(folder.path / "film.mp4", *((2, QUICK_SIZE) if settings.quick else (10, SIZE)))
@@ -84,7 +84,7 @@ def decode_variants(settings: Settings) -> list[Variant]:
                 resampler.resample(frame)
         seconds = round(pictures[-1][0] + 0.04)
         times = np.array([time for time, _ in pictures])
-        return [pictures[int(np.flatnonzero(times <= second + 0.5)[-1])][1] for second in range(seconds)]
+        return [pictures[int(np.flatnonzero(times <= second + FRAME_OFFSET)[-1])][1] for second in range(seconds)]
 
     def ours(folder: TemporaryFolder = folder) -> list[np.ndarray]:
         return [np.asarray(frame) for frame in read_clip(film).frames]
