@@ -174,7 +174,7 @@ class GatheredSampling(torch.autograd.Function):
     """Forward: `embedding_bag`. Backward: for each frame and head the reads are a sparse matrix (tokens x tokens).
 
     Written out, that matrix is small enough for products to beat scattered sums, and no read is kept or made again:
-    twice as fast as reads by `grid_sample` at 224 pixels, and about a third of what those keep.
+    twice as fast as reads by `grid_sample` at 224 pixels.
     """
 
     @staticmethod
