@@ -192,8 +192,12 @@ def to_mono(waveform: Any, name: str = "audio") -> torch.Tensor:
         )
     if peak > MAX_FLOAT_PEAK:
         raise ValueError(f"{name}: floats up to {peak:.0f}, wanted [-1, 1]; divide PCM values by 32768.")
-    # Channel by channel, and without copies of all of them: new memory costs more here than the sums.
     parts = [array] if array.ndim == 1 else list(array if channels == 0 else array.T)
+    return torch.from_numpy(_mean_of_channels(parts, offset, scale))
+
+
+def _mean_of_channels(parts: list[np.ndarray], offset: float, scale: float) -> np.ndarray:
+    """Mean of (sample - offset) / scale over channels, float64: one array, since new memory costs more than sums."""
     total = parts[0].astype(np.float64)
     for part in parts[1:]:
         total += part
@@ -201,7 +205,7 @@ def to_mono(waveform: Any, name: str = "audio") -> torch.Tensor:
         total -= offset * len(parts)
     if len(parts) * scale != 1:
         total /= len(parts) * scale
-    return torch.from_numpy(total)
+    return total
 
 
 def _mel_filters() -> np.ndarray:
