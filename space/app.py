@@ -35,6 +35,7 @@ except ModuleNotFoundError:  # a bare clone
 
 import gradio as gr
 from limits import Limits, limit_addresses, plain, proposal_sources
+from PIL import Image
 
 from combo_hf.cli import run_script
 from combo_hf.figures import prediction_gallery
@@ -212,8 +213,11 @@ class Segmenter:
             pipe, path, folder, "combo", masks=True, summary=True, keep=EVERYTHING_AT, **options)  # fmt: skip
         archive = _zip(found.files["masks"], folder / "combo_masks.zip")
         files = [str(found.files["overlay"]), str(archive), str(found.files["json"])]
-        picture = draw_timeline(found.result, found.peaks, max(probe_media(path).duration, found.seconds))
-        return files[0], _text(found, path), picture, prediction_gallery(found), files
+        timeline = draw_timeline(found.result, found.peaks, max(probe_media(path).duration, found.seconds))
+        pictures = [(timeline, "timeline"), *prediction_gallery(found)]
+        saved = _save([picture for picture, _ in pictures], folder / "pictures")
+        gallery = [(name, caption) for name, (_, caption) in zip(saved, pictures, strict=True)][1:]
+        return files[0], _text(found, path), saved[0], gallery, files
 
     @staticmethod
     def _in_words(error: BaseException, path: Path) -> BaseException:
@@ -324,6 +328,15 @@ def _messages(done: queue.Queue) -> Iterator[tuple[str, Any]]:
         with suppress(queue.Empty):
             kind, value = done.get(timeout=LOOK_S)
         yield kind, value
+
+
+def _save(pictures: list[Image.Image], folder: Path) -> list[str]:
+    """As files: of pictures, gradio writes its copy anew for every visitor, also while another one downloads it."""
+    folder.mkdir()
+    names = [str(folder / f"{index:03d}.png") for index in range(len(pictures))]
+    for picture, name in zip(pictures, names, strict=True):
+        picture.save(name)
+    return names
 
 
 def _zip(source: Path, target: Path) -> Path:

@@ -24,6 +24,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -94,6 +95,12 @@ def film(folder: Path, width: int, seconds: int = SECONDS) -> Path:
     return path
 
 
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
 class Page:
     """The page as a process, and its files."""
 
@@ -104,6 +111,7 @@ class Page:
         environment = {**os.environ, "COMBO_MODEL": str(folder / "model"), "TMPDIR": str(folder / "tmp")}
         environment |= {"COMBO_MAX_QUEUE": str(queue), "GRADIO_TEMP_DIR": str(folder / "files")}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        environment |= {"GRADIO_SERVER_PORT": str(free_port())}  # gradio leaves a socket open for each it finds taken
         command = [sys.executable, __file__, "--serve", str(delay)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)

@@ -111,6 +111,18 @@ def test_result(connect, tmp_path):
     assert len(json.loads(report.read_text())["frames"]) == 6
 
 
+def test_files_of_earlier_visitors_are_not_written_again(connect, tmp_path, tmp_path_factory):
+    """Equal results share a file, which somebody may just be downloading."""
+    film = str(make_film(tmp_path / "a.mp4", width=72, seconds=2))
+    segment(connect(), film)
+    kept = [path for path in tmp_path_factory.getbasetemp().glob("page*/files/*/*") if path.suffix == ".png"]
+    assert len(kept) >= 1 + 4 * 2
+    for path in kept:
+        path.write_bytes(b"as it was")
+    segment(connect(), film)
+    assert {path.read_bytes() for path in kept} == {b"as it was"}
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
