@@ -17,6 +17,9 @@ from torch import nn
 from .configuration_combo import ComboConfig
 
 
+POINTS_AT_ONCE = 2048  # 0.8 MB for 100 queries: what a core's cache holds
+
+
 class ComboLoss(nn.Module):
     """`(predictions, targets) -> {name: weighted loss}`; the sum of the dict is the training loss.
 
@@ -109,16 +112,14 @@ class ComboLoss(nn.Module):
         """Class, BCE and dice cost of one layer: (A, Q, C). Points are shared by all masks of a frame."""
         weights = self.config
         points = self.draw_points("matching", len(maps), weights.train_num_points, maps.device)
-        predicted = sample_points(maps, points)  # (A, Q, P)
         wanted = sample_points(targets, points).transpose(1, 2)  # (A, P, C)
         probability = logits.float().softmax(-1)  # (A, Q, K + 1)
         cost_class = -probability.gather(2, labels[:, None].expand(-1, logits.shape[1], -1))
+        sums = blocked_sums if maps.device.type == "cpu" else point_sums
+        outside, product, total, overlap = sums(maps, points, wanted)
         # BCE(x, y) = softplus(x) - x y, so that one softplus and one product serve both kinds of points
-        outside = nnf.softplus(predicted).sum(-1)[..., None]  # (A, Q, 1)
-        cost_mask = (outside - predicted @ wanted) / points.shape[1]
-        sigmoid = predicted.sigmoid()
-        overlap = 2 * (sigmoid @ wanted)
-        cost_dice = 1 - (overlap + 1) / (sigmoid.sum(-1)[..., None] + wanted.sum(1)[:, None] + 1)
+        cost_mask = (outside[..., None] - product) / points.shape[1]
+        cost_dice = 1 - (2 * overlap + 1) / (total[..., None] + wanted.sum(1)[:, None] + 1)
         cost = weights.class_weight * cost_class + weights.mask_weight * cost_mask + weights.dice_weight * cost_dice
         return torch.nan_to_num(cost, nan=0.0, posinf=1e10, neginf=-1e10)
 
@@ -215,3 +216,43 @@ def sample_points(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
     """Bilinear values of maps (N, C, h, w) at points (N, P, 2) in [0, 1] (zeros outside): (N, C, P)."""
     grid = 2.0 * points[:, :, None] - 1.0  # (N, P, 1, 2)
     return nnf.grid_sample(maps, grid.to(maps), mode="bilinear", padding_mode="zeros", align_corners=False)[..., 0]
+
+
+def point_sums(maps: torch.Tensor, points: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What the costs of matching are made of, with x the mask logits and y the targets at the points of a frame.
+
+    Args: maps (A, Q, h, w); points (A, P, 2); wanted (A, P, C).
+    Returns: sums over the points of softplus(x) (A, Q), x y (A, Q, C), sigmoid(x) (A, Q), sigmoid(x) y (A, Q, C).
+    """
+    predicted = sample_points(maps, points)  # (A, Q, P)
+    sigmoid = predicted.sigmoid()
+    return nnf.softplus(predicted).sum(-1), predicted @ wanted, sigmoid.sum(-1), sigmoid @ wanted
+
+
+def blocked_sums(maps: torch.Tensor, points: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """As [`point_sums`], on a CPU: what is read for a block of points stays in the cache until it is summed.
+
+    The points are the same for all queries: a read is a weighted sum of four rows of a table (pixels x Q) with zeros
+    around the map.
+    """
+    frames, queries, height, width = maps.shape
+    size = maps.new_tensor([width, height])
+    place = points.to(maps) * size + 0.5  # in the map with its frame of zeros
+    first = place.floor().clamp_(min=0).minimum(size)
+    right, below = (place - first).unbind(-1)
+    corner = (first[..., 1] * (width + 2) + first[..., 0]).int()
+    index = torch.stack([corner, corner + 1, corner + width + 2, corner + width + 3], dim=-1)  # (A, P, 4)
+    rows = torch.stack([1 - below, below], dim=-1)[..., None]
+    factor = (rows * torch.stack([1 - right, right], dim=-1)[..., None, :]).flatten(2)  # (A, P, 4)
+    outside, total = maps.new_zeros(2, frames, queries)
+    product, overlap = maps.new_zeros(2, frames, queries, wanted.shape[2])
+    parts = [part.split(POINTS_AT_ONCE, dim=1) for part in (index, factor, wanted)]
+    for frame in range(frames):
+        table = nnf.pad(maps[frame].permute(1, 2, 0), (0, 0, 1, 1, 1, 1)).flatten(0, 1)
+        for cells, shares, truth in zip(*parts, strict=True):
+            read = nnf.embedding_bag(cells[frame], table, per_sample_weights=shares[frame], mode="sum")  # (B, Q)
+            product[frame].addmm_(read.T, truth[frame])
+            outside[frame] += nnf.softplus(read).sum(0)
+            total[frame] += read.sigmoid_().sum(0)
+            overlap[frame].addmm_(read.T, truth[frame])
+    return outside, product, total, overlap

@@ -12,7 +12,7 @@ from transformers import AutoBackbone, PvtV2Config, ResNetConfig
 from combo_hf import modeling_combo_sampling
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.label_maps_combo import contenders, highest_class
-from combo_hf.loss_combo import ComboLoss, sample_points
+from combo_hf.loss_combo import ComboLoss, blocked_sums, point_sums, sample_points
 from combo_hf.modeling_combo_encoders import FASTER_LAYERS, build_backbone
 from combo_hf.modeling_combo_pixel_decoder import cell_centres
 from combo_hf.modeling_combo_sampling import deformable_sampling, gathered_sampling
@@ -201,6 +201,26 @@ def test_costs_are_cross_entropy_and_dice_of_every_pair():
                 share = classes[frame, query].softmax(-1)[labels[frame, target]]
                 wanted = config.mask_weight * bce + config.dice_weight * dice - config.class_weight * share
                 torch.testing.assert_close(got[frame, query, target], wanted, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "points", "classes"), [((2, 7, 5, 9), 4100, 3), ((1, 1, 1, 1), 30, 1), ((3, 4, 8, 8), 2048, 2)]
+)
+def test_sums_by_blocks_are_the_sums(shape, points, classes):
+    generator = torch.Generator().manual_seed(5)
+    maps = 5 * torch.randn(shape, generator=generator)
+    places = torch.rand(shape[0], points, 2, generator=generator)
+    places[:, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.5]])  # half of a read is outside
+    wanted = torch.rand(shape[0], points, classes, generator=generator)
+    for one, other in zip(blocked_sums(maps, places, wanted), point_sums(maps, places, wanted), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-2, rtol=1e-5)  # of sums of thousands
+        assert one.shape == other.shape
+    maps[-1, 0, 0, 0] = torch.nan
+    broken = [
+        sums.isnan().flatten(2).any(-1) if sums.ndim == 3 else sums.isnan()
+        for sums in blocked_sums(maps, places, wanted)
+    ]
+    assert all(part[-1, 0] and part.sum() == 1 for part in broken)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (37, 51), (5, 3)], ids=["same", "larger", "smaller"])
