@@ -207,6 +207,26 @@ class Segmenter:
             stop.set()
             shutil.rmtree(folder, ignore_errors=True)
 
+    def example(
+        self,
+        video: str,
+        proposals: str,
+        fps: int,
+        classes: list[str],
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:
+        """The five outputs for gradio's cache of examples, which copies files only after a generator has ended: these
+        stay until the page ends."""
+        path, folder = self.check(video, proposals, fps, classes), Path(tempfile.mkdtemp(prefix="combo-result-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+        def show(*counts: Any) -> None:
+            progress(counts, desc="Segmenting", unit="windows")
+
+        with self._turn:
+            pipe = self.pipe_with(proposals, lambda: None)
+            return self._segment(pipe, path, folder, fps=int(fps), classes=classes or None, progress=show)
+
     @staticmethod
     def _segment(pipe: Any, path: Path, folder: Path, **options: Any) -> tuple[Any, ...]:
         found = predict_to_folder(
@@ -279,7 +299,7 @@ def build_demo(
         stop.click(None, cancels=[event], api_name=False)
         if bundled:
             gr.Examples(
-                [[str(combo_hf.ASSETS / "demo_clip.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.run,
+                [[str(combo_hf.ASSETS / "demo_clip.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.example,
                 cache_examples=True, cache_mode="lazy", label="A synthetic clip", api_name=False)  # fmt: skip
     demo.queue(max_size=limits.queue)
     demo.combo_launch = {

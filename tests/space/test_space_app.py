@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import tomllib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -287,6 +289,29 @@ def test_twenty_users_at_once(connect, tmp_path):
 
     with ThreadPoolExecutor(20) as users:
         assert list(users.map(use, films)) == [(width, width, True) for width in films]
+
+
+def test_the_example(serve, tmp_path):
+    """What the bundled weights know: pressed twice, the second time it comes from gradio's cache."""
+    httpx = pytest.importorskip("httpx")
+    spec = importlib.util.spec_from_file_location("space_load", ROOT / "tests" / "benchmarks" / "space_load.py")
+    load = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(load)
+    address = serve()
+    config = httpx.get(f"{address}/config").json()
+    dataset = next(part["id"] for part in config["components"] if part["type"] == "dataset")
+    pressed = next(part["id"] for part in config["dependencies"] if [dataset, "click"] in part["targets"])
+    function = next(part["id"] for part in config["dependencies"] if part["trigger_after"] == pressed)
+    for _ in range(2):
+        with load.Visitor(SimpleNamespace(address=address)) as visitor:
+            body = {"data": [0], "fn_index": function, "session_hash": visitor.session}
+            visitor.client.post("/queue/join", json=body).raise_for_status()
+            last = next(message for message in visitor.messages() if message["msg"] == "process_completed")
+            assert last["success"], last
+            films = [part for part in last["output"]["data"] if "combo_overlay.mp4" in str(part)]
+            url = load.find_path(films[0])
+            (tmp_path / "film.mp4").write_bytes(visitor.client.get(url).raise_for_status().content)
+        assert (probe_media(tmp_path / "film.mp4").has_audio, "emergency-car" in str(last)) == (True, True)
 
 
 @pytest.mark.slow
