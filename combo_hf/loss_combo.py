@@ -248,7 +248,7 @@ def blocked_sums(maps: torch.Tensor, points: torch.Tensor, wanted: torch.Tensor)
     product, overlap = maps.new_zeros(2, frames, queries, wanted.shape[2])
     parts = [part.split(POINTS_AT_ONCE, dim=1) for part in (index, factor, wanted)]
     for frame in range(frames):
-        table = nnf.pad(maps[frame].permute(1, 2, 0), (0, 0, 1, 1, 1, 1)).flatten(0, 1)
+        table = nnf.pad(maps[frame].permute(1, 2, 0), (0, 0, 1, 1, 1, 1)).flatten(0, 1)  # (pixels, Q)
         for cells, shares, truth in zip(*parts, strict=True):
             read = nnf.embedding_bag(cells[frame], table, per_sample_weights=shares[frame], mode="sum")  # (B, Q)
             product[frame].addmm_(read.T, truth[frame])
