@@ -14,8 +14,6 @@ import importlib.metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .starting import end_quietly_when_interrupted
-
 
 __version__ = "0.1.0"
 
@@ -46,18 +44,24 @@ _PUBLIC = {
     "iter_clips": "media_combo",
     "probe_media": "media_combo",
     "read_clip": "media_combo",
-    "write_overlay_video": "media_combo",
+    "write_overlay_video": "results.video",
     "load_avsbench": "data.loading",
     "AvsbenchClips": "data.loading",
     "ComboTransform": "data.loading",
     "build_transform": "data.transforms",
     "ComboCollator": "data.collate",
-    "contact_sheet": "visualization",
-    "heat_map": "visualization",
-    "overlay": "visualization",
-    "summarize": "visualization",
+    "contact_sheet": "results.pictures",
+    "heat_map": "results.pictures",
+    "overlay": "results.pictures",
+    "summarize": "results.pictures",
 }
-_SUBMODULES = ("conversion", "data", "metrics", "proposals", "publishing", "training", "visualization")
+_SUBMODULES = {
+    **{
+        name: name
+        for name in ("conversion", "data", "evaluation", "metrics", "proposals", "publishing", "results", "training")
+    },
+    "visualization": "results.pictures",  # its name before there was a folder of results
+}
 
 __all__ = ["load_pipeline", "resolve_model", *_PUBLIC, *_SUBMODULES]
 
@@ -70,19 +74,20 @@ if TYPE_CHECKING:
     from .feature_extraction_combo import ComboFeatureExtractor
     from .image_processing_combo import ComboImageProcessor
     from .maskige_combo import paint_maskige
-    from .media_combo import Clip, MediaError, MediaInfo, iter_clips, probe_media, read_clip, write_overlay_video
+    from .media_combo import Clip, MediaError, MediaInfo, iter_clips, probe_media, read_clip
     from .modeling_combo import ComboForAudioVisualSegmentation, ComboModel
     from .pipeline_combo import AudioVisualSegmentationPipeline
     from .processing_combo import ComboProcessor
     from .proposals_combo import SuperpixelProposals, get_proposal_generator
-    from .visualization import contact_sheet, heat_map, overlay, summarize
+    from .results.pictures import contact_sheet, heat_map, overlay, summarize
+    from .results.video import write_overlay_video
 
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
         value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     elif name in _SUBMODULES:
-        value = importlib.import_module(f"{__name__}.{name}")
+        value = importlib.import_module(f"{__name__}.{_SUBMODULES[name]}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -171,9 +176,6 @@ def _register() -> None:
     from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_combo import ComboConfig
-    from .data.collate import ComboCollator
-    from .data.loading import AvsbenchClips, ComboTransform, load_avsbench
-    from .data.transforms import build_transform
     from .feature_extraction_combo import ComboFeatureExtractor
     from .image_processing_combo import ComboImageProcessor
     from .modeling_combo import ComboForAudioVisualSegmentation
@@ -198,6 +200,5 @@ def _register() -> None:
         )
 
 
-end_quietly_when_interrupted()
 _check_torchaudio()
 _register()

@@ -16,7 +16,6 @@ from contextlib import contextmanager, suppress
 
 from .commands import benchmark, conversion, data, evaluation, export, hub, proposals, segment, training
 from .commands.common import BAD_INPUT, PROGRAM, Parser, reason
-from .starting import interrupt_as_usual
 
 
 GROUPS = (segment, proposals, data, training, evaluation, conversion, export, hub, benchmark)
@@ -35,7 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        interrupt_as_usual()
         with _terminable():
             _quiet_transformers()
             code = arguments.run(arguments) or 0

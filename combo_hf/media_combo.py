@@ -19,7 +19,6 @@ import numpy as np
 from PIL import Image
 
 from .media_combo_source import MAX_SECONDS, SAMPLING_RATE, MediaError, MediaFile, PictureTrack, open_media
-from .media_combo_writing import write_overlay_video, write_video
 
 
 __all__ = [
@@ -32,8 +31,6 @@ __all__ = [
     "load_audio",
     "probe_media",
     "read_clip",
-    "write_overlay_video",
-    "write_video",
 ]
 
 FRAME_OFFSET = 15 / 16  # where the picture lies inside its second (or its 1/fps)

@@ -10,7 +10,7 @@ from pathlib import Path
 from combo_hf.cli import Parser, run_script
 from combo_hf.data.avsbench import SUBSETS, build_dataset, check_dataset, format_findings
 from combo_hf.data.figures import count_rows, draw_histogram, row_picture
-from combo_hf.data.synthetic_layouts import write_official
+from combo_hf.data.synthetic.official_folders import write_official
 
 
 def draw(folder: Path, subset: str) -> None:

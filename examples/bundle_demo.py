@@ -19,8 +19,8 @@ import torch
 
 import combo_hf
 from combo_hf.cli import Parser, run_script
-from combo_hf.data.synthetic import synthesize_clip
-from combo_hf.media_combo import write_video
+from combo_hf.data.synthetic.dataset import synthesize_clip
+from combo_hf.results.video import write_video
 from combo_hf.training import TrainingRecipe, evaluate_model, prepare_synthetic
 
 

@@ -24,9 +24,9 @@ from PIL import Image
 
 import combo_hf
 from combo_hf.cli import Parser, run_script
-from combo_hf.data.synthetic_clip import synthesize_clip
-from combo_hf.figures import clip_result, comparison_film, grid, marked, warmed
+from combo_hf.data.synthetic.clip import synthesize_clip
 from combo_hf.maskige_combo import paint_maskige
+from combo_hf.results.figures import clip_result, comparison_film, grid, marked, warmed
 
 
 def main() -> None:

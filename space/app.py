@@ -38,10 +38,10 @@ from limits import Limits, limit_addresses, plain, proposal_sources
 from PIL import Image
 
 from combo_hf.cli import run_script
-from combo_hf.figures import prediction_gallery
 from combo_hf.media_combo import MediaError, probe_media
-from combo_hf.prediction import predict_to_folder
-from combo_hf.visualization import draw_timeline
+from combo_hf.results.figures import prediction_gallery
+from combo_hf.results.folder import predict_to_folder
+from combo_hf.results.pictures import draw_timeline
 
 
 SUPERPIXELS = "superpixels"

@@ -16,7 +16,7 @@ from fixtures_media import noise, numbered
 from fixtures_models import tiny_folder, tiny_pipe  # noqa: F401
 from hypothesis import settings
 
-from combo_hf.media_combo import write_video
+from combo_hf.results.video import write_video
 
 
 # The same examples on every run, so that a run that fails can be repeated.

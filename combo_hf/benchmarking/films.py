@@ -100,7 +100,7 @@ def same_pictures(wanted: list[np.ndarray], got: list[np.ndarray]) -> str:
 
 def predict_stages(settings: Settings, machine: Machine, case: str, backbone: str) -> list[Result]:
     """`combo-hf predict` of a film: the whole, and how much of it each stage takes."""
-    from combo_hf.prediction import predict_to_folder
+    from combo_hf.results.folder import predict_to_folder
 
     with tempfile.TemporaryDirectory(prefix="combo-benchmark-") as folder:
         film = write_film(Path(folder) / "film.mp4", *((3, QUICK_SIZE) if settings.quick else (60, SIZE)))
@@ -177,7 +177,7 @@ def stage_clocks(pipe: Any, device: str = "cpu") -> Iterator[dict[str, tuple[flo
 def predict_memory(settings: Settings, machine: Machine, case: str) -> list[Result]:
     """Growth of the process while it predicts a short and a ten times longer film, by the bundled weights."""
     from combo_hf import load_pipeline
-    from combo_hf.prediction import predict_to_folder
+    from combo_hf.results.folder import predict_to_folder
 
     pipe = load_pipeline(device="cpu")
     short, size = (2, QUICK_SIZE) if settings.quick else (60, SIZE)

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from combo_hf.benchmarking.cases import Case, Settings, label_maps, make_inputs, make_model
-from combo_hf.benchmarking.plain_loss import match_layer, plain_loss
-from combo_hf.benchmarking.plain_network import PlainCombo
+from combo_hf.benchmarking.reference_loss import match_layer, plain_loss
+from combo_hf.benchmarking.reference_network import PlainCombo
 from combo_hf.benchmarking.ties import ties_remark
 from combo_hf.benchmarking.timing import Variant
 from combo_hf.modeling_combo_encoders import run_backbone

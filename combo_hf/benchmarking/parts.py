@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.benchmarking import plain_parts
+from combo_hf.benchmarking import reference_parts as plain_parts
 from combo_hf.benchmarking.cases import Case, Settings, TemporaryFolder, largest_difference
 from combo_hf.benchmarking.timing import Variant
 from combo_hf.data.clips import AvsbenchClips
 from combo_hf.data.collate import ClipExample, ComboCollator
 from combo_hf.data.loading import load_avsbench
-from combo_hf.data.synthetic_layouts import write_official
+from combo_hf.data.synthetic.official_folders import write_official
 from combo_hf.data.transforms import build_transform
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
 from combo_hf.maskige_combo import paint_maskige

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, add_command, device, positive
+from combo_hf.commands.common import PROGRAM, add_command, device, positive
 
 
 def benchmark(arguments: argparse.Namespace) -> None:

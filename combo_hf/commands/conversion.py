@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, add_command, named
+from combo_hf.commands.common import PROGRAM, add_command, named
 
 
 def convert(arguments: argparse.Namespace) -> None:

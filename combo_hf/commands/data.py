@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, add_command, add_group, positive
+from combo_hf.commands.common import PROGRAM, add_command, add_group, positive
 
 
 SUBSETS = ("s4", "ms3", "avss")
@@ -19,12 +19,12 @@ def synthesize(arguments: argparse.Namespace) -> None:
     splits = arguments.split or (SPLITS if arguments.layout == "official" else ("test",))
     counts = dict.fromkeys(splits, arguments.clips)
     if arguments.layout == "official":
-        from combo_hf.data.synthetic_layouts import write_official
+        from combo_hf.data.synthetic.official_folders import write_official
 
         folder = write_official(arguments.output, arguments.kind, counts, arguments.seed, maskiges=arguments.maskiges)
         print(f"{sum(counts.values())} clip(s) of kind {arguments.kind} in the folders of AVSBench: {folder}")
         return
-    from combo_hf.data.synthetic import write_dataset
+    from combo_hf.data.synthetic.dataset import write_dataset
 
     folder = write_dataset(
         arguments.kind,

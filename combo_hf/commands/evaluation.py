@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, add_command, device, positive, progress_bar
+from combo_hf.commands.common import PROGRAM, add_command, device, positive, progress_bar
 
 
 SHOWN = ("M_J", "M_F", "miou", "fscore", "miou_present", "fscore_present", "miou_nobg", "fscore_nobg")
@@ -17,8 +17,8 @@ SHOWN = ("M_J", "M_F", "miou", "fscore", "miou_present", "fscore_present", "miou
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a checkpoint by the subset's official metric; run it again to continue after an interruption."""
-    from combo_hf.training.evaluation_run import EvaluationOptions, evaluate_dataset
-    from combo_hf.training.processes import run_evaluation_processes
+    from combo_hf.evaluation.processes import run_evaluation_processes
+    from combo_hf.evaluation.run import EvaluationOptions, evaluate_dataset
 
     options = EvaluationOptions(**{name: getattr(arguments, name) for name in EvaluationOptions.__dataclass_fields__})
     several = arguments.num_processes > 1

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, InputError, add_command, named, positive
+from combo_hf.commands.common import PROGRAM, InputError, add_command, named, positive
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Write the network as an ONNX file or a torch.export program, for a fixed number of frames per clip."""
     from combo_hf import ComboForAudioVisualSegmentation, resolve_model
-    from combo_hf.exporting import SUFFIXES, export_onnx, save_program
+    from combo_hf.conversion.exporting import SUFFIXES, export_onnx, save_program
 
     if arguments.output.suffix not in SUFFIXES:
         raise InputError(

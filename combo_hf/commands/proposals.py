@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, InputError, add_command, add_group, device, named, positive, progress_bar
+from combo_hf.commands.common import PROGRAM, InputError, add_command, add_group, device, named, positive, progress_bar
 
 
 CONVERTERS = {
-    "sam": ("convert_sam", "convert_sam"),
-    "mobile_sam": ("convert_sam", "convert_mobile_sam"),
-    "semantic_sam": ("convert_semantic_sam", "convert_semantic_sam"),
+    "sam": ("sam", "convert_sam"),
+    "mobile_sam": ("sam", "convert_mobile_sam"),
+    "semantic_sam": ("semantic_sam", "convert_semantic_sam"),
 }
 
 
@@ -39,12 +39,12 @@ def convert(arguments: argparse.Namespace) -> None:
     """Convert an official file of SAM, MobileSAM or Semantic-SAM into a folder that `--model` takes."""
     import importlib
 
+    from combo_hf.conversion.proposals import TERMS, save_converted_proposal_model
     from combo_hf.conversion.saving import check_output
-    from combo_hf.proposals.saving import TERMS, save_converted_proposal_model
 
     check_output(arguments.output)
     module, function = CONVERTERS[arguments.model]
-    converter = importlib.import_module(f"combo_hf.proposals.{module}")
+    converter = importlib.import_module(f"combo_hf.conversion.{module}")
     terms = getattr(converter, "LICENCE_NOTE", TERMS)
     with named(arguments.file):
         model, report = getattr(converter, function)(arguments.file)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, InputError, add_command, device, named, positive, progress_bar, reason
+from combo_hf.commands.common import PROGRAM, InputError, add_command, device, named, positive, progress_bar, reason
 
 
 BUNDLED_NOTE = (
@@ -22,7 +22,7 @@ PACKAGES = "combo-hf torch torchaudio transformers huggingface-hub numpy pillow 
 def demo(arguments: argparse.Namespace) -> None:
     """Segment the bundled clip with the bundled weights."""
     from combo_hf import ASSETS, load_pipeline
-    from combo_hf.prediction import predict_to_folder
+    from combo_hf.results.folder import predict_to_folder
 
     clip = ASSETS / "demo_clip.mp4"
     if not clip.is_file():
@@ -38,7 +38,7 @@ def demo(arguments: argparse.Namespace) -> None:
 def predict(arguments: argparse.Namespace) -> int:
     """Segment films; one that cannot be read does not keep the others from being done."""
     from combo_hf import load_pipeline
-    from combo_hf.prediction import display_name, predict_to_folder
+    from combo_hf.results.folder import display_name, predict_to_folder
 
     options = _generator(arguments.proposals, arguments.device)
     with named(arguments.model or "bundled weights", loading=True):
@@ -137,7 +137,7 @@ def _generator(proposals: dict[str, Any] | None, device: str | None) -> dict[str
 
 
 def _unique_names(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
-    from combo_hf.prediction import source_name
+    from combo_hf.results.folder import source_name
 
     seen: dict[str, int] = {}
     for source in sources:

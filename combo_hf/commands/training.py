@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .common import PROGRAM, add_command, named, reason
+from combo_hf.commands.common import PROGRAM, add_command, named, reason
 
 
 def train(arguments: argparse.Namespace) -> int:

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ..configuration_combo import SUBSETS, ComboConfig, preset_names
-from ..modeling_combo import ComboForAudioVisualSegmentation
-from .files import read_state_dict
+from combo_hf.configuration_combo import SUBSETS, ComboConfig, preset_names
+from combo_hf.conversion.files import read_state_dict
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
 Rules = list[tuple[str, str]]

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from .files import read_state_dict
-from .official import BACKBONE_RULES, COUNTER, ConversionReport, cut, rename, some
+from combo_hf.conversion.files import read_state_dict
+from combo_hf.conversion.official import BACKBONE_RULES, COUNTER, ConversionReport, cut, rename, some
 
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")

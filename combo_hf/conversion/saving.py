@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..publishing.card import build_card, find_origin
-from ..whole_files import whole_folder
-from .official import ConversionReport
+from combo_hf.conversion.official import ConversionReport
+from combo_hf.files.atomic import whole_folder
+from combo_hf.publishing.card import build_card, find_origin
 
 
 def save_converted(model: Any, report: ConversionReport, output_dir: str | Path, processor: Any = None) -> Path:
@@ -28,8 +28,8 @@ def save_converted(model: Any, report: ConversionReport, output_dir: str | Path,
     target = Path(output_dir)
     check_output(target)
     if processor is None:
-        from ..image_processing_combo import ComboImageProcessor
-        from ..processing_combo import ComboProcessor
+        from combo_hf.image_processing_combo import ComboImageProcessor
+        from combo_hf.processing_combo import ComboProcessor
 
         side = model.config.image_size
         images = ComboImageProcessor(size={"height": side, "width": side}, num_labels=model.config.num_labels)

@@ -21,10 +21,10 @@ from typing import Any
 from combo_hf.data.avsbench_card import write_card
 from combo_hf.data.avsbench_layout import SPLITS, SUBSETS, ClipEntry, find_home, read_entries, subset_rule
 from combo_hf.data.avsbench_rows import RowOptions, built_features, read_row
-from combo_hf.data.workers import run_tasks, show_progress
-from combo_hf.leftovers import PARTIAL, owned_prefix, remove_leftovers
-from combo_hf.only_run import MARKER, only_run
-from combo_hf.whole_files import replacing
+from combo_hf.files.atomic import replacing
+from combo_hf.files.folder_lock import MARKER, only_run
+from combo_hf.files.leftovers import PARTIAL, owned_prefix, remove_leftovers
+from combo_hf.files.pool import run_tasks, show_progress
 
 
 GENERATION = 1  # raise when the same folders start to give other bytes

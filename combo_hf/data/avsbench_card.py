@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.data.avsbench_layout import SUBSETS, subset_rule
-from combo_hf.leftovers import owned_prefix
-from combo_hf.whole_files import replacing
+from combo_hf.files.atomic import replacing
+from combo_hf.files.leftovers import owned_prefix
 
 
 TITLES = {

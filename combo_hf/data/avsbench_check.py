@@ -21,7 +21,7 @@ from combo_hf.data.avsbench_layout import (
     scan_entries,
     subset_rule,
 )
-from combo_hf.data.workers import run_tasks, show_progress
+from combo_hf.files.pool import run_tasks, show_progress
 
 
 SHOWN_EXAMPLES = 2

@@ -49,7 +49,7 @@ class RowOptions:
 
 def built_features(log_mel: bool = False) -> Any:
     """The `datasets.Features` of the rows: those of `combo_hf.data.synthetic`, and `log_mel` (n * 96 * 64 numbers)."""
-    from combo_hf.data.synthetic import row_features
+    from combo_hf.data.synthetic.dataset import row_features
 
     features = row_features()
     if log_mel:

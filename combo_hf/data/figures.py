@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from combo_hf.data.avsbench_audio import decode_sound
 from combo_hf.data.avsbench_layout import AVSS_CLASSES, BINARY_CLASSES, subset_rule
 from combo_hf.data.avsbench_rows import IGNORE_INDEX, to_class_ids
-from combo_hf.visualization import (
+from combo_hf.results.pictures import (
     BACKGROUND,
     FAINT,
     INK,

@@ -74,7 +74,7 @@ class MaskigeMaker:
         return {"source": self.source, "_generate": None}
 
     def _make(self) -> Callable[[list[Image.Image]], Sequence[Any]]:
-        from combo_hf.data.synthetic import make_maskiges
+        from combo_hf.data.synthetic.dataset import make_maskiges
 
         return make_maskiges(self.source)
 

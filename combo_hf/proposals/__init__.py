@@ -40,6 +40,6 @@ def load_proposal_generator(name: str, model: Any = None, **options: Any) -> Any
     Raises:
         ValueError: unknown name, no weights named, or weights of another kind.
     """
-    from ..proposals_combo import get_proposal_generator
+    from combo_hf.proposals_combo import get_proposal_generator
 
     return get_proposal_generator({"name": name, **({} if model is None else {"model": model}), **options})

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from ..data.npz_files import read_npz
-from ..leftovers import owned_prefix, remove_leftovers
-from ..proposals_combo import get_proposal_generator
+from combo_hf.files.leftovers import owned_prefix, remove_leftovers
+from combo_hf.files.npz import read_npz
+from combo_hf.proposals_combo import get_proposal_generator
 
 
 MAX_ENTRY_BYTES = 1 << 30  # 255 masks of 4K take 265 MB

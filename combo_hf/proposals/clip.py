@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..maskige_combo import MAX_MASKS, PALETTE, check_masks, maskige_index
+from combo_hf.maskige_combo import MAX_MASKS, PALETTE, check_masks, maskige_index
 
 
 MATCH_SIDE = 128  # masks are compared at this size

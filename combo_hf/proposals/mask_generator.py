@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .boxes import box_nms, masks_to_boxes, remove_small_regions
+from combo_hf.proposals.boxes import box_nms, masks_to_boxes, remove_small_regions
 
 
 CHUNK_PIXELS = 2**25  # enlarged at a time: 128 MB of float32

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import torch
 
-from .mask_generator import PointGridProposals
-from .sam import SamAdapter, check_model_type, load_sam
+from combo_hf.proposals.mask_generator import PointGridProposals
+from combo_hf.proposals.sam import SamAdapter, check_model_type, load_sam
 
 
 class MobileSamProposals(PointGridProposals):
@@ -19,7 +19,7 @@ class MobileSamProposals(PointGridProposals):
     @classmethod
     def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype, **options: Any) -> SamAdapter:
         """Load a converted [`MobileSamModel`] and its image processor."""
-        from .modeling_mobile_sam import MobileSamModel
+        from combo_hf.proposals.modeling_mobile_sam import MobileSamModel
 
         check_model_type(cls.name, model, "mobile_sam")
         return load_sam(MobileSamModel, model, device, dtype)

@@ -16,7 +16,7 @@ from transformers.models.sam.modeling_sam import (
     SamPromptEncoder,
 )
 
-from .modeling_tiny_vit import TinyVitAttention, TinyVitEncoder
+from combo_hf.proposals.modeling_tiny_vit import TinyVitAttention, TinyVitEncoder
 
 
 class MobileSamVisionConfig(PretrainedConfig):

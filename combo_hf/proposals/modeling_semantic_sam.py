@@ -22,8 +22,12 @@ from transformers import AutoBackbone, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .configuration_semantic_sam import SemanticSamConfig
-from .modeling_semantic_sam_encoder import ProjectedValues, SemanticSamDeformableAttention, SemanticSamPixelDecoder
+from combo_hf.proposals.configuration_semantic_sam import SemanticSamConfig
+from combo_hf.proposals.modeling_semantic_sam_encoder import (
+    ProjectedValues,
+    SemanticSamDeformableAttention,
+    SemanticSamPixelDecoder,
+)
 
 
 PAD_TO = 32  # frames are padded right and below to a multiple of this

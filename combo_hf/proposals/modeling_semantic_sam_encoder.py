@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
-from ..modeling_combo_pixel_decoder import cell_centres, sine_position_embedding
-from .configuration_semantic_sam import SemanticSamConfig
+from combo_hf.modeling_combo_pixel_decoder import cell_centres, sine_position_embedding
+from combo_hf.proposals.configuration_semantic_sam import SemanticSamConfig
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..leftovers import owned_prefix
-from .clip import clip_indices
-from .pregenerate import Job, MaskigeReport, maskige_png
+from combo_hf.files.leftovers import owned_prefix
+from combo_hf.proposals.clip import clip_indices
+from combo_hf.proposals.pregenerate import Job, MaskigeReport, maskige_png
 
 
 def count_rows(path: Path) -> int:
@@ -75,7 +75,7 @@ def _fill(row: dict[str, Any], generator: Any, stable: bool, report: MaskigeRepo
 
 
 def _frame(entry: dict[str, Any]) -> Image.Image:
-    from ..data.avsbench_rows import open_image
+    from combo_hf.data.avsbench_rows import open_image
 
     return open_image(entry["bytes"] or b"", "a frame").convert("RGB")
 

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..leftovers import owned_prefix, remove_leftovers
-from ..maskige_combo import PALETTE
-from ..proposals_combo import get_proposal_generator
-from .cache import identity_of
-from .clip import clip_indices
-from .sources import Group, find_groups
+from combo_hf.files.leftovers import owned_prefix, remove_leftovers
+from combo_hf.maskige_combo import PALETTE
+from combo_hf.proposals.cache import identity_of
+from combo_hf.proposals.clip import clip_indices
+from combo_hf.proposals.sources import Group, find_groups
+from combo_hf.proposals_combo import get_proposal_generator
 
 
 RECORD = "maskige.json"
@@ -53,7 +53,7 @@ class Job:
         """Frames (data set: rows), of a film about so many."""
         if isinstance(self.work, Group):
             return self.work.count()
-        from .parquet import count_rows
+        from combo_hf.proposals.parquet import count_rows
 
         return count_rows(self.work)
 
@@ -142,7 +142,7 @@ def _check_numbers(size: Any, fps: int, num_shards: int, shard_index: int, num_p
 
 
 def _run(jobs: list[Job], output: Path, num_processes: int, progress: Any) -> MaskigeReport:
-    from ..data.workers import run_tasks
+    from combo_hf.files.pool import run_tasks
 
     report, total, done = MaskigeReport(output), sum(job.size() for job in jobs) if progress else 0, 0
 
@@ -188,7 +188,7 @@ def run_job(job: Job) -> MaskigeReport:
         generator = job.generator
     if isinstance(job.work, Group):
         return make_group(job.work, generator, job)
-    from .parquet import rewrite_parquet
+    from combo_hf.proposals.parquet import rewrite_parquet
 
     return rewrite_parquet(job.work, generator, job)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from .mask_generator import Candidates, PointGridProposals
+from combo_hf.proposals.mask_generator import Candidates, PointGridProposals
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from .mask_generator import Candidates, PointGridProposals
-from .sam import EncodedFrame, SamAdapter, check_model_type, load_complete
+from combo_hf.proposals.mask_generator import Candidates, PointGridProposals
+from combo_hf.proposals.sam import EncodedFrame, SamAdapter, check_model_type, load_complete
 
 
 class Sam2Adapter(SamAdapter):

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .mask_generator import Candidates, PointGridProposals
-from .modeling_semantic_sam import SemanticSamFeatures, SemanticSamModel, enlarge
-from .sam import check_model_type, load_complete
+from combo_hf.proposals.mask_generator import Candidates, PointGridProposals
+from combo_hf.proposals.modeling_semantic_sam import SemanticSamFeatures, SemanticSamModel, enlarge
+from combo_hf.proposals.sam import check_model_type, load_complete
 
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of 0 to 255

@@ -40,7 +40,7 @@ class Group:
         """Frames; of a film about so many, 0 if it cannot be told."""
         if not self.fps:
             return len(self.frames)
-        from ..media_combo import probe_media
+        from combo_hf.media_combo import probe_media
 
         try:
             return probe_media(self.frames[0]).seconds * self.fps
@@ -66,7 +66,7 @@ class Group:
             for frame, target in zip(self.frames, self.targets, strict=True):
                 yield target, lambda frame=frame: read_picture(frame)
             return
-        from ..media_combo import iter_clips
+        from combo_hf.media_combo import iter_clips
 
         number = 0
         for clip in iter_clips(self.frames[0], fps=self.fps):
@@ -88,8 +88,8 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         ValueError: missing, damaged, or far too large.
     """
-    from ..data.avsbench_audio import read_bytes
-    from ..data.avsbench_rows import open_image
+    from combo_hf.data.avsbench_audio import read_bytes
+    from combo_hf.data.avsbench_rows import open_image
 
     return ImageOps.exif_transpose(open_image(read_bytes(path), path.name)).convert("RGB")
 
@@ -170,7 +170,7 @@ def _picture(path: Path, root: Path, size: tuple[int, int] | None) -> Group:
 
 def _avsbench(root: Path, size: tuple[int, int] | None) -> list[Group]:
     """Clips of all subsets found below a folder, in the official layout below the same folders."""
-    from ..data.avsbench_layout import RULES, find_home, read_entries
+    from combo_hf.data.avsbench_layout import RULES, find_home, read_entries
 
     groups = []
     for subset, rule in RULES.items():

@@ -8,9 +8,9 @@ for file in publication.files:
 print(publish(publication, private=True))
 """
 
-from .card import Origin, build_card, find_origin
-from .plan import Publication, PublishedFile, plan_publication
-from .upload import Published, check_access, publish, resolve_repo_id
+from combo_hf.publishing.card import Origin, build_card, find_origin
+from combo_hf.publishing.plan import Publication, PublishedFile, plan_publication
+from combo_hf.publishing.upload import Published, check_access, publish, resolve_repo_id
 
 
 __all__ = [

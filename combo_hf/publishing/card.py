@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from combo_hf.plain_yaml import parse_yaml
+from combo_hf.files.typed_yaml import parse_yaml
 
 
 MARK = "<!-- made by combo-hf push; remove this line to keep your own text -->"
@@ -137,7 +137,7 @@ def read_results(path: str | Path, fingerprint: str) -> dict[str, Any]:
 
     Args:
         path: of the file, or of the folder it is in.
-        fingerprint: of the weights, by `combo_hf.training.evaluation_files.fingerprint_weights`.
+        fingerprint: of the weights, by `combo_hf.evaluation.files.fingerprint_weights`.
 
     Raises:
         ValueError: no such file, not written by `combo-hf evaluate`, or measured with other weights.

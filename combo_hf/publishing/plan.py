@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, remote_code_combo
-from ..configuration_combo import ComboConfig
-from .card import MARK, build_card, find_origin, read_results
+from combo_hf import __version__, remote_code_combo
+from combo_hf.configuration_combo import ComboConfig
+from combo_hf.publishing.card import MARK, build_card, find_origin, read_results
 
 
 WEIGHTS, INDEX, PREVIEW, CARD = "model.safetensors", "model.safetensors.index.json", "preview.png", "README.md"
@@ -171,8 +171,8 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _load_model(folder: Path) -> Any:
     """The model, which proves that the folder is complete."""
-    from ..modeling_combo import ComboForAudioVisualSegmentation
-    from ..processing_combo import ComboProcessor
+    from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
+    from combo_hf.processing_combo import ComboProcessor
 
     try:
         model, info = ComboForAudioVisualSegmentation.from_pretrained(folder, output_loading_info=True)
@@ -191,7 +191,7 @@ def _fingerprint(model: Any, results: Sequence[Any]) -> str:
     if not results:
         return ""
     try:
-        from ..training.evaluation_files import fingerprint_weights
+        from combo_hf.evaluation.files import fingerprint_weights
     except ImportError as error:
         raise ValueError(f"results.json needs the training extra: pip install 'combo-hf[train]' ({error}).") from error
     return fingerprint_weights(model)
@@ -210,10 +210,10 @@ def _preview(folder: Path, model: Any) -> bytes:
     """preview.png of the folder, or what the model makes of the package's clip."""
     if (folder / PREVIEW).is_file():
         return (folder / PREVIEW).read_bytes()
-    from .. import ASSETS
-    from ..pipeline_combo import AudioVisualSegmentationPipeline
-    from ..processing_combo import ComboProcessor
-    from ..visualization import contact_sheet
+    from combo_hf import ASSETS
+    from combo_hf.pipeline_combo import AudioVisualSegmentationPipeline
+    from combo_hf.processing_combo import ComboProcessor
+    from combo_hf.results.pictures import contact_sheet
 
     processor = ComboProcessor.from_pretrained(folder)
     pipe = AudioVisualSegmentationPipeline(model=model, processor=processor, device=model.device)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .plan import INDEX, WEIGHTS, Publication
+from combo_hf.publishing.plan import INDEX, WEIGHTS, Publication
 
 
 ATTEMPTS = 4

@@ -1,7 +1,13 @@
 """Training on Accelerate: recipe, clips in memory, optimizer, loop and evaluation."""
 
+from combo_hf.evaluation.scores import evaluate_model
 from combo_hf.training.arguments import AvsbenchRecipe, ModelRecipe, SyntheticRecipe, TrainingRecipe
-from combo_hf.training.building import (
+from combo_hf.training.clips_in_memory import ClipTensors, prepare_synthetic, synthetic_labels
+from combo_hf.training.ema import WeightAverage
+from combo_hf.training.loop import TrainingResult, train
+from combo_hf.training.memory import enable_gradient_checkpointing
+from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
+from combo_hf.training.run import (
     build_data,
     build_model,
     build_processor,
@@ -9,12 +15,6 @@ from combo_hf.training.building import (
     push_checkpoint,
     run_recipe,
 )
-from combo_hf.training.data import ClipTensors, prepare_synthetic, synthetic_labels
-from combo_hf.training.ema import WeightAverage
-from combo_hf.training.evaluation import evaluate_model
-from combo_hf.training.loop import TrainingResult, train
-from combo_hf.training.memory import enable_gradient_checkpointing
-from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
 
 __all__ = [

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from combo_hf.files.atomic import replacing
 from combo_hf.training.recipe_files import apply_override, build, dump_yaml, parse_yaml
-from combo_hf.whole_files import replacing
 
 
 __all__ = ["AvsbenchRecipe", "ModelRecipe", "SyntheticRecipe", "TrainingRecipe", "parse_yaml"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from combo_hf.only_run import only_run
+from combo_hf.files.folder_lock import only_run
 
 
 # The others wait while the main process makes clips or evaluates.

@@ -27,11 +27,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from combo_hf.data.collate import Augmentation, ComboCollator
+from combo_hf.evaluation.scores import evaluate_model
+from combo_hf.files.atomic import whole_folder
 from combo_hf.training.arguments import TrainingRecipe
-from combo_hf.training.data import ClipTensors
+from combo_hf.training.clips_in_memory import ClipTensors
 from combo_hf.training.ema import WeightAverage
 from combo_hf.training.engine import build_accelerator, from_main, is_sharded, only_run_of_all
-from combo_hf.training.evaluation import evaluate_model
 from combo_hf.training.memory import enable_gradient_checkpointing
 from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 from combo_hf.training.reporting import Reporter
@@ -43,9 +44,8 @@ from combo_hf.training.state import (
     write_folder,
     write_json,
 )
-from combo_hf.training.stepping import optimizer_step
+from combo_hf.training.step import optimizer_step
 from combo_hf.training.workers import useful_workers
-from combo_hf.whole_files import whole_folder
 
 
 SEMANTIC_METRICS = ("miou", "fscore")

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from combo_hf.plain_yaml import dump_yaml, parse_yaml
+from combo_hf.files.typed_yaml import dump_yaml, parse_yaml
 
 
 __all__ = ["apply_override", "build", "dump_yaml", "parse_yaml"]

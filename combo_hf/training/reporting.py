@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.training.state import cut_log
-from combo_hf.training.stepping import LOSS_KINDS
+from combo_hf.training.step import LOSS_KINDS
 
 
 class Reporter:

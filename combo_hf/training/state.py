@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from combo_hf.whole_files import replacing, whole_folder
+from combo_hf.files.atomic import replacing, whole_folder
 
 
 FILE_LIST = "files.json"

@@ -11,7 +11,7 @@ datasets = pytest.importorskip("datasets")
 
 import huggingface_hub  # noqa: E402
 
-from combo_hf.data.synthetic import write_dataset  # noqa: E402
+from combo_hf.data.synthetic.dataset import write_dataset  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hub_server import READER
 
 from combo_hf.data.clips import ComboTransform
 from combo_hf.data.loading import load_avsbench
-from combo_hf.data.synthetic import write_dataset
+from combo_hf.data.synthetic.dataset import write_dataset
 from combo_hf.data.transforms import build_transform
 
 

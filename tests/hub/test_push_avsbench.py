@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 
 from combo_hf.cli import main
 from combo_hf.data.avsbench import build_dataset, push_dataset
-from combo_hf.data.synthetic_layouts import write_official
+from combo_hf.data.synthetic.official_folders import write_official
 
 
 @pytest.fixture(scope="module")

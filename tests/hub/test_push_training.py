@@ -8,7 +8,8 @@ from fixtures_training import clips, recipe
 
 import combo_hf
 from combo_hf import remote_code_combo
-from combo_hf.training import building, push_checkpoint, run_recipe
+from combo_hf.training import push_checkpoint, run_recipe
+from combo_hf.training import run as building
 
 
 REPOSITORY = "tester/trained"

@@ -33,9 +33,9 @@ from combo_hf.data.avsbench import (
     read_rows,
     subset_rule,
 )
-from combo_hf.data.synthetic import row_features
-from combo_hf.data.synthetic_layouts import write_official
-from combo_hf.data.workers import run_tasks
+from combo_hf.data.synthetic.dataset import row_features
+from combo_hf.data.synthetic.official_folders import write_official
+from combo_hf.files.pool import run_tasks
 
 
 KILLS = 10

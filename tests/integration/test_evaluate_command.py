@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from combo_hf import BUNDLED_MODEL, cli
-from combo_hf.data.synthetic import write_dataset
+from combo_hf.data.synthetic.dataset import write_dataset
 
 
 CLIPS = 6
@@ -128,7 +128,7 @@ def spawn(arguments: list[str]) -> subprocess.Popen:
 SLOW = """
 import sys, time
 from combo_hf import cli
-from combo_hf.training import evaluation_run
+from combo_hf.evaluation import run as evaluation_run
 predict = evaluation_run.predict_class_maps
 evaluation_run.predict_class_maps = lambda *arguments: (time.sleep(1), predict(*arguments))[1]
 sys.exit(cli.main(sys.argv[1:]))

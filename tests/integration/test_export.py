@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import combo_hf
-from combo_hf import cli, exporting
+from combo_hf import cli
+from combo_hf.conversion import exporting
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from combo_hf import BUNDLED_MODEL, cli, exporting
-from combo_hf.data.synthetic import write_dataset
+from combo_hf import BUNDLED_MODEL, cli
+from combo_hf.conversion import exporting
+from combo_hf.data.synthetic.dataset import write_dataset
 from combo_hf.training.state import newest_state
 
 

@@ -1,4 +1,4 @@
-"""`predict` and `maskige` killed with SIGKILL and started again; benchmarks/kills.py does it to all commands."""
+"""`predict` and `maskige` killed with SIGKILL and started again; programs/kills.py does it to all commands."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-PROGRAM = Path(__file__).resolve().parents[1] / "benchmarks" / "kills.py"
+PROGRAM = Path(__file__).resolve().parents[1] / "programs" / "kills.py"
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from combo_hf import BUNDLED_MODEL, cli
-from combo_hf.data.synthetic import write_dataset
-from combo_hf.only_run import MARKER, only_run
+from combo_hf.data.synthetic.dataset import write_dataset
+from combo_hf.files.folder_lock import MARKER, only_run
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ def test_refused_while_another_process_holds_the_folder(
 ) -> None:
     output = tmp_path / "out"
     holder = start(
-        "import sys, time; from pathlib import Path; from combo_hf.only_run import only_run\n"
+        "import sys, time; from pathlib import Path; from combo_hf.files.folder_lock import only_run\n"
         "with only_run(Path(sys.argv[1])): time.sleep(300)",
         str(output),
     )

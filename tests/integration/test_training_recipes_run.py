@@ -13,7 +13,7 @@ from fixtures_training import SMALL, clips, recipe, records, small_model
 
 from combo_hf import ComboForAudioVisualSegmentation, ComboProcessor
 from combo_hf.commands import training as command
-from combo_hf.data.synthetic import write_dataset
+from combo_hf.data.synthetic.dataset import write_dataset
 from combo_hf.training import (
     AvsbenchRecipe,
     ModelRecipe,

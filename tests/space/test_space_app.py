@@ -24,7 +24,8 @@ from fixtures_media import noise
 from PIL import Image
 
 import combo_hf
-from combo_hf.media_combo import probe_media, write_video
+from combo_hf.media_combo import probe_media
+from combo_hf.results.video import write_video
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -294,7 +295,7 @@ def test_twenty_users_at_once(connect, tmp_path):
 def test_the_example(serve, tmp_path):
     """What the bundled weights know: pressed twice, the second time it comes from gradio's cache."""
     httpx = pytest.importorskip("httpx")
-    spec = importlib.util.spec_from_file_location("space_load", ROOT / "tests" / "benchmarks" / "space_load.py")
+    spec = importlib.util.spec_from_file_location("space_load", ROOT / "tests" / "programs" / "space_load.py")
     load = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(load)
     address = serve()
@@ -317,7 +318,7 @@ def test_the_example(serve, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_load_leavers_and_a_full_queue():
-    program = ROOT / "tests" / "benchmarks" / "space_load.py"
+    program = ROOT / "tests" / "programs" / "space_load.py"
     options = "--users 4 --requests 8 --leavers 3 --queue 4 --delay 0.1 --json".split()
     # Loops that gradio makes at its start, for locks, and leaves to the collector; asyncio closes them only if it may
     # warn first. Any other warning is an error, which the page would write as a traceback.

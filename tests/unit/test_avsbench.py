@@ -28,9 +28,9 @@ from combo_hf.data.avsbench import (
 from combo_hf.data.avsbench_audio import read_log_mel
 from combo_hf.data.avsbench_layout import is_plain_name
 from combo_hf.data.avsbench_rows import RowOptions, grey_mask
-from combo_hf.data.synthetic import synthesize_clip
-from combo_hf.data.synthetic_layouts import FOLDERS, write_official
-from combo_hf.media_combo import write_video
+from combo_hf.data.synthetic.dataset import synthesize_clip
+from combo_hf.data.synthetic.official_folders import FOLDERS, write_official
+from combo_hf.results.video import write_video
 
 
 @pytest.fixture(scope="module")

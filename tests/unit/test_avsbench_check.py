@@ -21,7 +21,7 @@ from combo_hf.data.avsbench import (
     subset_rule,
 )
 from combo_hf.data.avsbench_check_clips import ClipTask, check_clip, palette_order
-from combo_hf.data.synthetic_layouts import write_official
+from combo_hf.data.synthetic.official_folders import write_official
 from combo_hf.maskige_combo import PALETTE
 
 

@@ -16,10 +16,11 @@ from PIL import Image
 import combo_hf
 from combo_hf.data.collate import ClipExample, ComboCollator
 from combo_hf.maskige_combo import paint_maskige
-from combo_hf.media_combo import iter_clips, load_audio, probe_media, read_clip, write_overlay_video, write_video
+from combo_hf.media_combo import iter_clips, load_audio, probe_media, read_clip
 from combo_hf.metrics import SemanticScores, VideoScores, f_measure, jaccard
-from combo_hf.prediction import predict_to_folder
-from combo_hf.visualization import heat_map, overlay
+from combo_hf.results.folder import predict_to_folder
+from combo_hf.results.pictures import heat_map, overlay
+from combo_hf.results.video import write_overlay_video, write_video
 
 
 NAN, INF = float("nan"), float("inf")

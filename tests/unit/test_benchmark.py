@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from combo_hf import benchmarking, cli
-from combo_hf.benchmarking import plain_parts
+from combo_hf.benchmarking import reference_parts as plain_parts
 from combo_hf.benchmarking.cases import Settings, label_maps, make_inputs, make_model
 from combo_hf.benchmarking.machine import Machine, count_work
 from combo_hf.benchmarking.network import cached_maskiges, checkpointed
-from combo_hf.benchmarking.plain_network import PlainCombo
+from combo_hf.benchmarking.reference_network import PlainCombo
 from combo_hf.benchmarking.report import Result, as_table, seconds
 from combo_hf.benchmarking.ties import ties_remark
 from combo_hf.benchmarking.timing import Samples, Variant, compare, peak_bytes, ratio

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from combo_hf import cli, media_combo, prediction
+from combo_hf import cli, media_combo
 from combo_hf.commands.common import reason
+from combo_hf.results import folder as prediction
+from combo_hf.results import video
 
 
 WIDTH, HEIGHT = 96, 64
@@ -23,7 +25,7 @@ def film(tmp_path_factory):
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
     frames = (picture.rotate(3 * index) for index in range(70))
-    media_combo.write_video(path, frames, 10, rng.normal(0, 0.1, 7 * 16000).astype(np.float32), 16000)
+    video.write_video(path, frames, 10, rng.normal(0, 0.1, 7 * 16000).astype(np.float32), 16000)
     return path
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from combo_hf import cli, prediction
+from combo_hf import cli
+from combo_hf.results import folder as prediction
 
 
 def run(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
@@ -62,7 +63,7 @@ def test_every_error_is_one_line(
     error: BaseException, code: int, message: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("combo_hf.cli.os.dup2", lambda *_: None)  # the test's own output stays
-    monkeypatch.setattr("combo_hf.prediction.predict_to_folder", raising(error))
+    monkeypatch.setattr("combo_hf.results.folder.predict_to_folder", raising(error))
     arguments = ("predict", film, "--output", tmp_path / "out", "--model", tiny_folder)
     found, err = run(capsys, *arguments)
     assert found == code and err.count("\n") == bool(message) and message in err
@@ -77,7 +78,7 @@ def test_a_full_disk_leaves_the_folder_as_it_was(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, film: Path, tiny_folder: str,
     place: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(f"combo_hf.prediction.{place}", no_space)
+    monkeypatch.setattr(f"combo_hf.results.folder.{place}", no_space)
     (tmp_path / "film.json").write_bytes(b"older")
     arguments = ("predict", film, "--output", tmp_path, "--model", tiny_folder, "--json", "--sheet", "--masks")
     code, err = run(capsys, *arguments)

@@ -16,11 +16,11 @@ from combo_hf.data.collate import (
     frame_targets,
     row_to_example,
 )
-from combo_hf.data.synthetic import make_maskiges, synthesize_clip, to_row
+from combo_hf.data.synthetic.dataset import make_maskiges, synthesize_clip, to_row
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
 from combo_hf.image_processing_combo import ComboImageProcessor
 from combo_hf.processing_combo import ComboProcessor
-from combo_hf.training.data import ClipTensors, load_examples, prepare_synthetic, save_examples
+from combo_hf.training.clips_in_memory import ClipTensors, load_examples, prepare_synthetic, save_examples
 
 
 SIZE = 32
@@ -137,7 +137,7 @@ def test_silence_is_what_the_feature_extractor_makes_of_zeros():
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_prepared_clips_are_cached_and_made_anew_for_other_arguments(tmp_path, monkeypatch, processes: int):
-    monkeypatch.setattr("combo_hf.training.data.SOURCE_SIZE", 48)
+    monkeypatch.setattr("combo_hf.training.clips_in_memory.SOURCE_SIZE", 48)
     path = tmp_path / "cache" / "clips.npz"
     arguments = {"kind": "avss", "seed": 5, "image_size": SIZE, "labels": "semantic", "progress": False}
     if processes == 1:
@@ -147,7 +147,7 @@ def test_prepared_clips_are_cached_and_made_anew_for_other_arguments(tmp_path, m
         made = prepare_synthetic(num_clips=3, num_processes=processes, cache=path, **arguments)
     assert {len(example.frames) for example in made.examples} <= {5, 10}
     assert max(int(example.masks.max()) for example in made.examples) > 1
-    monkeypatch.setattr("combo_hf.training.data._run", None)  # from here on nothing may be made
+    monkeypatch.setattr("combo_hf.training.clips_in_memory._run", None)  # from here on nothing may be made
     for ours, read in zip(
         made.examples, prepare_synthetic(num_clips=3, cache=path, **arguments).examples, strict=True
     ):

@@ -11,7 +11,7 @@ import soundfile
 from PIL import Image
 
 from combo_hf.data.figures import count_rows, draw_histogram, row_picture, show_row
-from combo_hf.visualization import class_colors
+from combo_hf.results.pictures import class_colors
 
 
 def stored(array: np.ndarray) -> dict[str, Any]:

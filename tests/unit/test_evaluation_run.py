@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from combo_hf import BUNDLED_MODEL, ComboConfig, ComboForAudioVisualSegmentation
-from combo_hf.data.synthetic import write_dataset
+from combo_hf.data.synthetic.dataset import write_dataset
+from combo_hf.evaluation import processes
+from combo_hf.evaluation import report as evaluation_report
+from combo_hf.evaluation import run as evaluation_run
+from combo_hf.evaluation.files import check_settings, collect_lines, part_file, read_lines, write_settings
+from combo_hf.evaluation.run import EvaluationOptions, evaluate_dataset, prepare_evaluation
+from combo_hf.evaluation.scores import iter_class_maps, sounding_scores
 from combo_hf.metrics import SemanticScores, f_measure, jaccard
-from combo_hf.training import evaluation_report, evaluation_run, processes
-from combo_hf.training.evaluation import iter_class_maps, sounding_scores
-from combo_hf.training.evaluation_files import check_settings, collect_lines, part_file, read_lines, write_settings
-from combo_hf.training.evaluation_run import EvaluationOptions, evaluate_dataset, prepare_evaluation
 
 
 FILES = {"settings.json", "per_video.jsonl", "results.json", "per_class.json", "per_class.md"}

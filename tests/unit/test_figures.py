@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from combo_hf.figures import clip_result, comparison_film, grid, marked
 from combo_hf.media_combo import read_clip
+from combo_hf.results.figures import clip_result, comparison_film, grid, marked
 
 
 def flat(color, size=(40, 30)):

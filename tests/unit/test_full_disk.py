@@ -18,10 +18,10 @@ import combo_hf
 from combo_hf import cli
 from combo_hf.conversion.official import ConversionReport
 from combo_hf.conversion.saving import save_converted
-from combo_hf.media_combo import write_video
 from combo_hf.proposals.cache import write_masks
+from combo_hf.results.video import write_video
 from combo_hf.training.arguments import TrainingRecipe
-from combo_hf.training.data import prepare_synthetic
+from combo_hf.training.clips_in_memory import prepare_synthetic
 from combo_hf.training.state import write_json
 
 

@@ -28,7 +28,7 @@ def run_python(code, *paths, **options):
 
 
 def test_import_is_quiet_and_light():
-    heavy = ("gradio", "evaluate", "datasets", "skimage", "matplotlib", "combo_hf.visualization", "combo_hf.cli")
+    heavy = ("gradio", "evaluate", "datasets", "skimage", "matplotlib", "combo_hf.results", "combo_hf.cli")
     done = run_python(f"import combo_hf; print([name for name in {heavy} if name in sys.modules])")
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
 
@@ -41,7 +41,7 @@ def test_public_names_exist():
         "from combo_hf import ComboConfig, ComboModel, ComboForAudioVisualSegmentation, ComboProcessor;"
         "from combo_hf import ComboImageProcessor, ComboFeatureExtractor, AudioVisualSegmentationPipeline;"
         "from combo_hf import paint_maskige;"
-        "import combo_hf.metrics; combo_hf.visualization.overlay; assert set(names) <= set(dir(combo_hf));"
+        "import combo_hf.metrics; combo_hf.visualization.overlay; combo_hf.results; assert set(names) <= set(dir(combo_hf));"
         "combo_hf.nosuch"
     )
     done = run_python(code)

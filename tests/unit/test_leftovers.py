@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from combo_hf import leftovers
-from combo_hf.leftovers import owned_prefix, remove_leftovers
+from combo_hf.files import leftovers
+from combo_hf.files.leftovers import owned_prefix, remove_leftovers
 
 
 def ended_process() -> int:

@@ -18,8 +18,8 @@ from combo_hf.data.clips import AvsbenchClips, ComboTransform
 from combo_hf.data.collate import ClipExample, ComboCollator, example_generator, row_to_example
 from combo_hf.data.loading import load_avsbench
 from combo_hf.data.rows import MaskigeMaker, check_columns, read_row
-from combo_hf.data.synthetic import synthesize_clip, to_row
-from combo_hf.data.synthetic_layouts import write_official
+from combo_hf.data.synthetic.dataset import synthesize_clip, to_row
+from combo_hf.data.synthetic.official_folders import write_official
 from combo_hf.data.transforms import EvalTransform, TrainTransform, build_transform
 
 

@@ -18,8 +18,8 @@ from combo_hf.media_combo import (
     load_audio,
     probe_media,
     read_clip,
-    write_video,
 )
+from combo_hf.results.video import write_video
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from combo_hf import media_combo_download
 from combo_hf.media_combo_download import PUBLIC_ONLY, MediaError, address_name, download, is_public
-from combo_hf.prediction import display_name, source_name
+from combo_hf.results.folder import display_name, source_name
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,8 @@ from combo_hf.media_combo import (
     SAMPLING_RATE,
     load_audio,
     probe_media,
-    write_overlay_video,
-    write_video,
 )
+from combo_hf.results.video import write_overlay_video, write_video
 
 
 def test_overlay_paints_the_segment_and_nothing_else(film: Path, tmp_path: Path) -> None:

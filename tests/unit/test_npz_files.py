@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from combo_hf.data import npz_files
-from combo_hf.data.npz_files import read_npz
+from combo_hf.files import npz as npz_files
+from combo_hf.files.npz import read_npz
 from combo_hf.proposals.cache import CachedProposals, read_masks, write_masks
-from combo_hf.training import data as training_data
-from combo_hf.training.data import load_examples
+from combo_hf.training import clips_in_memory as training_data
+from combo_hf.training.clips_in_memory import load_examples
 
 
 MASKS = np.arange(3 * 8 * 9).reshape(3, 8, 9) % 5 == 0
@@ -95,7 +95,7 @@ def test_a_file_too_large_for_this_machine_is_not_called_damaged(tmp_path: Path)
     with open(path, "wb") as file:
         np.savez(file, a=np.zeros(1 << 28, np.uint8))
     code = (
-        "import resource, sys\nfrom combo_hf.data.npz_files import read_npz\nfrom pathlib import Path\n"
+        "import resource, sys\nfrom combo_hf.files.npz import read_npz\nfrom pathlib import Path\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), -1))\n"
         "try:\n    read_npz(sys.argv[1])\nexcept MemoryError:\n    print('no memory')"

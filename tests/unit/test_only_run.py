@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from combo_hf import only_run
-from combo_hf.only_run import MARKER
+from combo_hf.files import folder_lock as only_run
+from combo_hf.files.folder_lock import MARKER
 
 
 # Without the package, whose import takes seconds.

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from combo_hf import cli
-from combo_hf.prediction import predict_to_folder, source_name
+from combo_hf.results.folder import predict_to_folder, source_name
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,14 +33,14 @@ ALLOWED = {
     ("combo_hf/conversion/pickles.py", "pickle.Unpickler"): None,  # find_class refuses all but four names
     ("combo_hf/data/avsbench_audio.py", "torch.load"): {"weights_only": True},
     ("combo_hf/data/avsbench_audio.py", "pickle.Unpickler"): None,  # find_class refuses all but three names
-    ("combo_hf/data/npz_files.py", "np.load"): {"allow_pickle": False},
-    ("combo_hf/plain_yaml.py", "yaml.load"): None,  # a loader derived from SafeLoader
-    ("combo_hf/training/processes.py", "subprocess.Popen"): None,  # this Python, a list of arguments, no shell
+    ("combo_hf/files/npz.py", "np.load"): {"allow_pickle": False},
+    ("combo_hf/files/typed_yaml.py", "yaml.load"): None,  # a loader derived from SafeLoader
+    ("combo_hf/evaluation/processes.py", "subprocess.Popen"): None,  # this Python, a list of arguments, no shell
     ("combo_hf/benchmarking/timing.py", "ctypes.CDLL"): None,  # the C library, by a fixed name
     # module names of the package's own tables
     ("combo_hf/__init__.py", "importlib.import_module"): None,
     ("combo_hf/commands/proposals.py", "importlib.import_module"): None,
-    ("combo_hf/exporting.py", "importlib.import_module"): None,
+    ("combo_hf/conversion/exporting.py", "importlib.import_module"): None,
     ("combo_hf/proposals/__init__.py", "importlib.import_module"): None,
     ("combo_hf/proposals_combo.py", "importlib.import_module"): None,
 }
@@ -88,7 +88,8 @@ def dangers(code: str, file: str) -> list[str]:
 
 def test_the_package() -> None:
     found = [danger for path in FILES for danger in dangers(path.read_text("utf-8"), str(path.relative_to(ROOT)))]
-    assert found == [] and len(FILES) > 100
+    rooms = {path.relative_to(ROOT / "combo_hf").parts[0] for path in FILES if path.is_relative_to(ROOT / "combo_hf")}
+    assert found == [] and rooms >= {"data", "training", "conversion", "pipeline_combo.py"}
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import pytest
 import torch
 from fixtures_semantic_sam import EVERYTHING, answer, clicks, largest, lively, official, picture, pixels
 
+from combo_hf.conversion.proposals import save_converted_proposal_model
+from combo_hf.conversion.semantic_sam import LICENCE_NOTE, RULES, check_variant, convert_semantic_sam
 from combo_hf.proposals.configuration_semantic_sam import SemanticSamConfig
-from combo_hf.proposals.convert_semantic_sam import LICENCE_NOTE, RULES, check_variant, convert_semantic_sam
 from combo_hf.proposals.modeling_semantic_sam import SemanticSamModel
-from combo_hf.proposals.saving import save_converted_proposal_model
 from combo_hf.proposals.semantic_sam import SemanticSamAdapter, SemanticSamProposals
 
 

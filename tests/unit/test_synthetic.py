@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from combo_hf.data import synthetic
-from combo_hf.data.synthetic import (
+from combo_hf.data.synthetic import dataset as synthetic
+from combo_hf.data.synthetic.dataset import (
     CATEGORIES,
     ID2LABEL,
     KINDS,
@@ -19,8 +19,8 @@ from combo_hf.data.synthetic import (
     to_row,
     write_dataset,
 )
-from combo_hf.data.synthetic_scenes import DRAWINGS, render_sprite
-from combo_hf.data.synthetic_sounds import SAMPLING_RATE, SOUNDS, mix_sources, second_gate, synthesize_sound
+from combo_hf.data.synthetic.scenes import DRAWINGS, render_sprite
+from combo_hf.data.synthetic.sounds import SAMPLING_RATE, SOUNDS, mix_sources, second_gate, synthesize_sound
 
 
 AVSS_NAMES = {"bell", "bird", "car", "clock", "drum", "emergency-car", "flute", "guitar"}  # part of the 71 of AVSS
@@ -97,7 +97,7 @@ def test_objects_look_the_same_whether_they_sound_or_not(monkeypatch: pytest.Mon
     plan = plan_clip("ms3", 1, 2)
     hushed = {name: tuple(not on for on in flags) for name, flags in plan.schedules.items()}
     swapped = type(plan)(plan.video_id, plan.num_frames, hushed)
-    monkeypatch.setattr("combo_hf.data.synthetic_clip.plan_clip", lambda *_: swapped)
+    monkeypatch.setattr("combo_hf.data.synthetic.clip.plan_clip", lambda *_: swapped)
     other = synthesize_clip("ms3", 1, 2, size=64)
     assert all(np.array_equal(a, b) for a, b in zip(clip.frames, other.frames, strict=True))
     assert not any(np.any((a > 0) & (b > 0)) for a, b in zip(clip.masks, other.masks, strict=True))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from combo_hf.plain_yaml import dump_yaml
+from combo_hf.files.typed_yaml import dump_yaml
 from combo_hf.training.arguments import AvsbenchRecipe, SyntheticRecipe, TrainingRecipe, parse_yaml
 from combo_hf.training.optimizer import BACKBONE_PATTERN, POLY_POWER
 

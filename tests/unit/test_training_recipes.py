@@ -21,7 +21,7 @@ from combo_hf.training import (
     label_names,
     parameter_groups,
 )
-from combo_hf.training.building import avsbench_transform
+from combo_hf.training.run import avsbench_transform
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

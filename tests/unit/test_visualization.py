@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from combo_hf.visualization import (
+from combo_hf.results.pictures import (
     class_colors,
     contact_sheet,
     draw_timeline,

@@ -12,7 +12,13 @@ import datasets
 import evaluate
 import numpy as np
 
-from .video_records import check_protocol, object_record, object_scores, semantic_record, semantic_scores
+from combo_hf.metrics.avs_segmentation.video_records import (
+    check_protocol,
+    object_record,
+    object_scores,
+    semantic_record,
+    semantic_scores,
+)
 
 
 SUBSETS = ("s4", "ms3", "avss")

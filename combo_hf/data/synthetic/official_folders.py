@@ -25,9 +25,9 @@ from PIL import Image
 from combo_hf.data.avsbench_audio import PADDED_EXAMPLES
 from combo_hf.data.avsbench_check_clips import label_colors
 from combo_hf.data.avsbench_layout import AVSS_CLASSES, RULES, ClipEntry, SubsetRule, subset_rule
-from combo_hf.data.synthetic import CATEGORIES, SyntheticClip, make_maskiges, plan_clip, synthesize_clip
-from combo_hf.data.workers import run_tasks, show_progress
-from combo_hf.whole_files import replacing
+from combo_hf.data.synthetic.dataset import CATEGORIES, SyntheticClip, make_maskiges, plan_clip, synthesize_clip
+from combo_hf.files.atomic import replacing
+from combo_hf.files.pool import run_tasks, show_progress
 
 
 FOLDERS = {

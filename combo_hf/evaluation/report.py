@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from combo_hf.training.evaluation import predict_class_maps
-from combo_hf.training.evaluation_files import write_text
-from combo_hf.visualization import BACKGROUND, FAINT, INK, class_colors, overlay
+from combo_hf.evaluation.files import write_text
+from combo_hf.evaluation.scores import predict_class_maps
+from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, overlay
 
 
 TILE, GAP, LEFT, HEAD, MAX_COLUMNS = 112, 4, 76, 42, 5

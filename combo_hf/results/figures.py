@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .media_combo import write_video
-from .visualization import BACKGROUND, FAINT, INK, class_colors, heat_map, overlay
+from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, heat_map, overlay
+from combo_hf.results.video import write_video
 
 
 GAP = 6

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from combo_hf.data.synthetic_scenes import (
+from combo_hf.data.synthetic.scenes import (
     BACKGROUND_MARGIN,
     BUILDS,
     Item,
@@ -24,7 +24,7 @@ from combo_hf.data.synthetic_scenes import (
     render_background,
     render_sprite,
 )
-from combo_hf.data.synthetic_sounds import SAMPLING_RATE, SOUNDS, mix_sources
+from combo_hf.data.synthetic.sounds import SAMPLING_RATE, SOUNDS, mix_sources
 
 
 CATEGORIES: tuple[str, ...] = tuple(sorted(SOUNDS))  # class k + 1 of the masks is CATEGORIES[k]; 0 is background

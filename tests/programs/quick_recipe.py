@@ -1,6 +1,6 @@
 """Run the three-minute recipe and compare its score with what its head states; exit code 1 if it is off.
 
-python tests/benchmarks/quick_recipe.py
+python tests/programs/quick_recipe.py
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from combo_hf.data.synthetic_clip import (
+from combo_hf.data.synthetic.clip import (
     CATEGORIES,
     ID2LABEL,
     KINDS,
@@ -25,8 +25,8 @@ from combo_hf.data.synthetic_clip import (
     plan_clip,
     synthesize_clip,
 )
-from combo_hf.data.synthetic_sounds import SAMPLING_RATE
-from combo_hf.whole_files import replacing
+from combo_hf.data.synthetic.sounds import SAMPLING_RATE
+from combo_hf.files.atomic import replacing
 
 
 __all__ = [
@@ -188,7 +188,7 @@ def _replace_text(path: Path, text: str) -> None:
 
 
 def _write_mp4(clip: SyntheticClip, path: Path, fps: float) -> None:
-    from combo_hf.media_combo import write_video
+    from combo_hf.results.video import write_video
 
     with replacing(path) as temporary:  # keeps the ending, by which the container is chosen
         write_video(temporary, clip.render_video(fps), fps, clip.waveform, clip.sampling_rate)

@@ -1,7 +1,7 @@
 """Seconds a frame of proposal generators on photographs, and where they go: encoder, decoder, the rest.
 
-python tests/benchmarks/proposals.py ../shared/data/avs-sample/videos/*.mp4 --generator superpixels
-python tests/benchmarks/proposals.py photo.jpg --generator mobile_sam --model my-mobile-sam --points-per-side 8
+python tests/programs/proposals.py ../shared/data/avs-sample/videos/*.mp4 --generator superpixels
+python tests/programs/proposals.py photo.jpg --generator mobile_sam --model my-mobile-sam --points-per-side 8
 
 Weights decide how many masks survive, and so how long the rest takes: `--random` measures a full-size network with
 random weights (encoder and decoder cost the same), and is said in the output.

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from .maskige_combo import PALETTE
-from .media_combo_source import MediaFile, PictureTrack, even, even_picture, open_media, plane_values
+from combo_hf.maskige_combo import PALETTE
+from combo_hf.media_combo_source import MediaFile, PictureTrack, even, even_picture, open_media, plane_values
 
 
 try:

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers.initialization import no_init_weights
 
-from ..conversion.files import read_state_dict
-from ..conversion.official import ConversionReport, Rules, cut, rename
-from .configuration_semantic_sam import VARIANTS, SemanticSamConfig
-from .modeling_semantic_sam import SemanticSamModel
+from combo_hf.conversion.files import read_state_dict
+from combo_hf.conversion.official import ConversionReport, Rules, cut, rename
+from combo_hf.proposals.configuration_semantic_sam import VARIANTS, SemanticSamConfig
+from combo_hf.proposals.modeling_semantic_sam import SemanticSamModel
 
 
 LICENCE_NOTE = (

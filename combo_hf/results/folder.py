@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .leftovers import owned_prefix, remove_leftovers
-from .media_combo import MediaError, probe_media, write_overlay_video
-from .media_combo_download import address_name
-from .media_combo_source import open_media
-from .visualization import class_colors, contact_sheet, summarize
+from combo_hf.files.leftovers import owned_prefix, remove_leftovers
+from combo_hf.media_combo import MediaError, probe_media
+from combo_hf.media_combo_download import address_name
+from combo_hf.media_combo_source import open_media
+from combo_hf.results.pictures import class_colors, contact_sheet, summarize
+from combo_hf.results.video import write_overlay_video
 
 
 STAGE = ".combo"

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..conversion.saving import check_output
-from ..whole_files import whole_folder
+from combo_hf.conversion.saving import check_output
+from combo_hf.files.atomic import whole_folder
 
 
 CARD = """---
@@ -43,7 +43,7 @@ def save_converted_proposal_model(
     target = Path(output_dir)
     check_output(target)
     if image_processor is None and hasattr(model.config, "prompt_encoder_config"):
-        from .sam import image_processor_of
+        from combo_hf.proposals.sam import image_processor_of
 
         image_processor = image_processor_of(model)
     target.parent.mkdir(parents=True, exist_ok=True)

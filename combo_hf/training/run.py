@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from combo_hf.training.arguments import AvsbenchRecipe, ModelRecipe, SyntheticRecipe, TrainingRecipe
-from combo_hf.training.data import ClipTensors, prepare_synthetic, synthetic_labels
+from combo_hf.training.clips_in_memory import ClipTensors, prepare_synthetic, synthetic_labels
 from combo_hf.training.engine import join_processes, only_run_of_all
 from combo_hf.training.loop import TrainingResult, check_output, train
 

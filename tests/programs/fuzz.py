@@ -1,6 +1,6 @@
 """Feeds damaged files to everything that reads foreign bytes, and counts what does not end as it should.
 
-    python tests/benchmarks/fuzz.py --seconds 120 [--kinds films sounds ...] [--seed 7] [--keep FOLDER]
+    python tests/programs/fuzz.py --seconds 120 [--kinds films sounds ...] [--seed 7] [--keep FOLDER]
 
 Small good files are made, then changed: bytes flipped, cut, doubled, fields set to extremes. Every input goes to its
 reader in a child process (a crash of a decoder must be seen, not end the program), which is watched for memory and
@@ -41,7 +41,8 @@ BATCH = 1000  # a child needs seconds to start
 
 def read_film(data: bytes, folder: Path) -> None:
     """What predict does with a film, without the network."""
-    from combo_hf.media_combo import iter_clips, probe_media, write_overlay_video
+    from combo_hf.media_combo import iter_clips, probe_media
+    from combo_hf.results.video import write_overlay_video
 
     path = folder / "film.bin"
     path.write_bytes(data)
@@ -197,7 +198,7 @@ def _mask_cache(path: Path) -> Any:
 
 
 def _clip_cache(path: Path) -> Any:
-    from combo_hf.training.data import load_examples
+    from combo_hf.training.clips_in_memory import load_examples
 
     return load_examples(path)
 

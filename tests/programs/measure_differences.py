@@ -1,6 +1,6 @@
 """What each difference from the official code does to the result, as a Markdown table (a program, not a test).
 
-    python tests/benchmarks/measure_differences.py [--goldens FOLDER] [--clips 40] [--output FILE]
+    python tests/programs/measure_differences.py [--goldens FOLDER] [--clips 40] [--output FILE]
 
 The networks are the released configurations with the deterministic synthetic weights of the parity tests (no official
 checkpoint was at hand), on the recorded inputs; every pair of numbers comes from one set of weights with one thing
@@ -26,12 +26,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity")]
 
 import goldens as recorded  # noqa: E402
 
+from combo_hf.evaluation.scores import class_maps_of  # noqa: E402
 from combo_hf.loss_combo import consistency_loss  # noqa: E402
 from combo_hf.maskige_combo import PALETTE, maskige_index  # noqa: E402
 from combo_hf.modeling_combo_decoder import spread_audio  # noqa: E402
 from combo_hf.modeling_combo_pixel_decoder import cell_centres  # noqa: E402
 from combo_hf.modeling_combo_sampling import deformable_sampling  # noqa: E402
-from combo_hf.training.evaluation import class_maps_of  # noqa: E402
 
 
 Row = tuple[str, str]  # what was changed, and what that did
@@ -301,8 +301,8 @@ def demo_layout(clips: int) -> Iterator[Row]:
     import dataclasses
 
     from combo_hf import ComboForAudioVisualSegmentation
-    from combo_hf.training.data import ClipTensors, prepare_synthetic
-    from combo_hf.training.evaluation import evaluate_model
+    from combo_hf.evaluation.scores import evaluate_model
+    from combo_hf.training.clips_in_memory import ClipTensors, prepare_synthetic
 
     model = ComboForAudioVisualSegmentation.from_pretrained(ROOT / "combo_hf" / "assets" / "demo").eval()
     test = prepare_synthetic("ms3", 1, clips, "test", 96, labels="semantic")

@@ -1,6 +1,6 @@
 """Kills commands with SIGKILL at random moments, starts them again, and compares with a run that nobody disturbed.
 
-    python tests/benchmarks/kills.py [--kills 10] [--seed 1] [--only predict train] [--anew] [--keep FOLDER]
+    python tests/programs/kills.py [--kills 10] [--seed 1] [--only predict train] [--anew] [--keep FOLDER]
 
 A command is started, killed after a random fraction of what it takes undisturbed, and started again as the manual
 says: the same line, for `train` with --resume once the folder holds a run. When a run ends before its moment has come,
@@ -164,9 +164,9 @@ def fork_on_demand(log: str, anew: bool) -> None:
         import datasets  # noqa: F401
 
         import combo_hf.data.avsbench
-        import combo_hf.prediction
+        import combo_hf.evaluation.run
         import combo_hf.proposals.pregenerate
-        import combo_hf.training.evaluation_run
+        import combo_hf.results.folder
 
         combo_hf.load_pipeline(device="cpu")
     print(0, flush=True)

@@ -1,6 +1,6 @@
 """Many users of the web page at once, and a slow model: answers for all, memory, what becomes of who leaves.
 
-    python tests/benchmarks/space_load.py --users 50 --requests 200 [--delay 0.2] [--json]
+    python tests/programs/space_load.py --users 50 --requests 200 [--delay 0.2] [--json]
 
 Starts the page (space/app.py) on this machine, with a tiny network of random weights that waits `--delay` seconds for
 every window, and visits it at 127.0.0.1 by the protocol that browsers use. Phases:
@@ -85,7 +85,7 @@ def write_model(folder: Path) -> None:
 
 def film(folder: Path, width: int, seconds: int = SECONDS) -> Path:
     """A film of noise whose width says whose it is."""
-    from combo_hf.media_combo import write_video
+    from combo_hf.results.video import write_video
 
     path = folder / f"{width}-{seconds}.mp4"
     if not path.exists():

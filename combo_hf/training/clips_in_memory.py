@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from combo_hf.data.collate import SILENCE, Augmentation, ClipExample, example_generator, make_example, row_to_example
-from combo_hf.data.npz_files import read_npz
-from combo_hf.data.synthetic import GENERATION, ID2LABEL, plan_clip, synthesize_clip
-from combo_hf.leftovers import owned_prefix, remove_leftovers
+from combo_hf.data.synthetic.dataset import GENERATION, ID2LABEL, plan_clip, synthesize_clip
+from combo_hf.files.leftovers import owned_prefix, remove_leftovers
+from combo_hf.files.npz import read_npz
 
 
 CACHE_VERSION = 1  # raise when what is written into a cache file changes

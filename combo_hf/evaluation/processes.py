@@ -20,8 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from combo_hf.training.evaluation_files import count_lines
-from combo_hf.training.evaluation_run import EvaluationOptions, ProgressCallback, evaluate_dataset
+from combo_hf.evaluation.files import count_lines
+from combo_hf.evaluation.run import EvaluationOptions, ProgressCallback, evaluate_dataset
 
 
 POLL_SECONDS = 0.2
@@ -70,7 +70,7 @@ def _start(job: dict[str, Any], rank: int, count: int, port: int, folder: Path) 
     environment = {"OMP_NUM_THREADS": str(threads)} | dict(os.environ)  # what the user has set wins
     environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
     environment |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "combo_hf.training.processes", json.dumps(job), str(folder)]
+    command = [sys.executable, "-m", "combo_hf.evaluation.processes", json.dumps(job), str(folder)]
     with open(folder / f"log-{rank}", "wb") as log:
         return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 

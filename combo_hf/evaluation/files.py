@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from combo_hf.only_run import MARKER
+from combo_hf.files.folder_lock import MARKER
 
 
 SETTINGS_FILE = "settings.json"

@@ -1,6 +1,6 @@
 """Clips per second of the training loader, beside reading the official folders through PIL directly.
 
-    python tests/benchmarks/loader.py --clips 48 --workers 2 --rounds 5
+    python tests/programs/loader.py --clips 48 --workers 2 --rounds 5
 
 Synthetic clips are written in the official layout of S4 (224 x 224 PNG, Maskiges, wav) and built into parquet; then
 every loader runs whole epochs, one after the other in each round, so that a machine that is busy for a while is so for
@@ -33,7 +33,7 @@ from combo_hf.data.avsbench import build_dataset
 from combo_hf.data.clips import AvsbenchClips, ComboTransform
 from combo_hf.data.collate import ClipExample, ComboCollator
 from combo_hf.data.loading import load_avsbench
-from combo_hf.data.synthetic_layouts import write_official
+from combo_hf.data.synthetic.official_folders import write_official
 from combo_hf.data.transforms import build_transform
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
 

@@ -26,11 +26,7 @@ from typing import Any
 import torch
 
 from combo_hf import __version__
-from combo_hf.metrics.avs_segmentation.video_records import object_scores, semantic_scores, video_iou
-from combo_hf.metrics.functional import score_labels, score_object
-from combo_hf.only_run import only_run
-from combo_hf.training.evaluation import predict_class_maps, sounding_scores
-from combo_hf.training.evaluation_files import (
+from combo_hf.evaluation.files import (
     check_settings,
     collect_lines,
     fingerprint_ids,
@@ -40,7 +36,11 @@ from combo_hf.training.evaluation_files import (
     write_settings,
     write_text,
 )
-from combo_hf.training.evaluation_options import EvaluationOptions
+from combo_hf.evaluation.options import EvaluationOptions
+from combo_hf.evaluation.scores import predict_class_maps, sounding_scores
+from combo_hf.files.folder_lock import only_run
+from combo_hf.metrics.avs_segmentation.video_records import object_scores, semantic_scores, video_iou
+from combo_hf.metrics.functional import score_labels, score_object
 from combo_hf.training.workers import useful_workers
 
 
@@ -252,7 +252,7 @@ def _evaluate_rest(
 
 def _report(evaluation: Evaluation, output: Path) -> dict[str, Any]:
     """Put the lines together and write what is made of them."""
-    from combo_hf.training.evaluation_report import class_table, write_sheet, write_tables
+    from combo_hf.evaluation.report import class_table, write_sheet, write_tables
 
     records = collect_lines(output, evaluation.video_ids)
     lost = [name for name in evaluation.video_ids if name not in records]

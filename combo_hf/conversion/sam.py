@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..conversion.files import read_state_dict
-from ..conversion.official import ConversionReport, Rules, rename
+from combo_hf.conversion.files import read_state_dict
+from combo_hf.conversion.official import ConversionReport, Rules, rename
 
 
 _POSITIONS = "shared_image_embedding.positional_embedding"
@@ -135,7 +135,7 @@ def convert_mobile_sam(source: str | Path | Mapping[str, Any], config: Any = Non
     Raises:
         ValueError: a truncated or foreign file.
     """
-    from .modeling_mobile_sam import MobileSamConfig, MobileSamModel
+    from combo_hf.proposals.modeling_mobile_sam import MobileSamConfig, MobileSamModel
 
     tensors = read_state_dict(source)
     if "image_encoder.patch_embed.seq.0.c.weight" not in tensors:
