@@ -41,7 +41,8 @@ def test_public_names_exist():
         "from combo_hf import ComboConfig, ComboModel, ComboForAudioVisualSegmentation, ComboProcessor;"
         "from combo_hf import ComboImageProcessor, ComboFeatureExtractor, AudioVisualSegmentationPipeline;"
         "from combo_hf import paint_maskige;"
-        "import combo_hf.metrics; combo_hf.visualization.overlay; combo_hf.results; assert set(names) <= set(dir(combo_hf));"
+        "import combo_hf.metrics; combo_hf.visualization.overlay; combo_hf.results;"
+        "assert set(names) <= set(dir(combo_hf));"
         "combo_hf.nosuch"
     )
     done = run_python(code)
