@@ -56,12 +56,12 @@ def positive(text: str) -> int:
 
 def device(text: str) -> str:
     """Type of an option: a device that torch can use here."""
-    import torch
+    from combo_hf.files.environment import resolve_device
 
     try:
-        torch.empty(0, device=text)
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not usable here ({reason(error)})") from error
+        resolve_device(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return text
 
 

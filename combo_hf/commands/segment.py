@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.commands.common import PROGRAM, InputError, add_command, device, named, positive, progress_bar, reason
+from combo_hf.files.environment import package_versions
 
 
 BUNDLED_NOTE = (
@@ -72,9 +72,9 @@ def info(arguments: argparse.Namespace) -> None:
 
     from combo_hf import BUNDLED_MODEL, ComboForAudioVisualSegmentation, resolve_model
 
-    for package in PACKAGES if arguments.model is None else ():
-        print(f"{package:16} {_version(package)}")
     if arguments.model is None:
+        for package, version in package_versions(PACKAGES).items():
+            print(f"{package:16} {version}")
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         print(f"{'devices':16} {', '.join(['cpu', *names])}")
         facts = BUNDLED_MODEL / "demo.json"
@@ -149,10 +149,3 @@ def _unique_names(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
 def _print_files(prediction: Any) -> None:
     for kind, path in prediction.files.items():
         print(f"  {kind:8} {path}")
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

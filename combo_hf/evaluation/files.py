@@ -13,8 +13,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from combo_hf.files.folder_lock import MARKER
 
 
@@ -108,12 +106,3 @@ def count_lines(output: Path) -> int:
 def fingerprint_ids(video_ids: Iterable[str]) -> str:
     """Short name of a list of videos and their order."""
     return hashlib.sha256("\n".join(video_ids).encode()).hexdigest()[:16]
-
-
-def fingerprint_weights(model: torch.nn.Module) -> str:
-    """Short name of a model's weights, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, values in sorted(model.state_dict().items()):
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -14,7 +14,6 @@ the same number of threads.
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,6 @@ from combo_hf.evaluation.files import (
     check_settings,
     collect_lines,
     fingerprint_ids,
-    fingerprint_weights,
     part_file,
     read_lines,
     write_settings,
@@ -38,10 +36,10 @@ from combo_hf.evaluation.files import (
 )
 from combo_hf.evaluation.options import EvaluationOptions
 from combo_hf.evaluation.scores import predict_class_maps, sounding_scores
+from combo_hf.files.environment import fingerprint_weights, package_versions, resolve_device, useful_workers
 from combo_hf.files.folder_lock import only_run
 from combo_hf.metrics.avs_segmentation.video_records import object_scores, semantic_scores, video_iou
 from combo_hf.metrics.functional import score_labels, score_object
-from combo_hf.training.workers import useful_workers
 
 
 VERSION = 1  # raise when what a line holds changes
@@ -283,7 +281,7 @@ def _report(evaluation: Evaluation, output: Path) -> dict[str, Any]:
         "scores": scores,
         "videos_without_annotation": len(records) - len(scored),
         "settings": evaluation.settings,
-        "versions": {"combo-hf": __version__} | {name: _version(name) for name in PACKAGES},
+        "versions": {"combo-hf": __version__} | package_versions(PACKAGES),
     }
     write_text(output / "results.json", json.dumps(results, indent=2) + "\n")
     return results
@@ -355,24 +353,16 @@ def _most_labels(rows: Any) -> int:
 def _process_group(device: str | None) -> Iterator[tuple[int, int, torch.device, Callable[[], None]]]:
     """Rank, number of processes, device, and a function that waits for all; one process needs no group."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        best = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        yield 0, 1, torch.device(device or best), lambda: None
+        yield 0, 1, resolve_device(device), lambda: None
         return
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError("several processes need accelerate: pip install 'combo-hf[train]'") from error
     ours = not PartialState._shared_state
-    state = PartialState(cpu=device == "cpu" or not torch.accelerator.is_available())
+    state = PartialState(cpu=resolve_device(device).type == "cpu")
     try:
         yield state.process_index, state.num_processes, state.device, state.wait_for_everyone
     finally:
         if ours:
             state.destroy_process_group()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

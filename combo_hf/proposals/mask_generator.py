@@ -14,7 +14,6 @@ Axes: P clicks of a batch, M masks per click, N candidates, K masks of a frame, 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from combo_hf.files.environment import fingerprint_weights, resolve_device
 from combo_hf.proposals.boxes import box_nms, masks_to_boxes, remove_small_regions
 
 
@@ -280,7 +280,7 @@ class PointGridProposals:
         options.pop("model")
         if not self.batch_matters:
             options.pop(MEMORY_KNOB)
-        return {**options, "weights": fingerprint(self.adapter.model)}
+        return {**options, "weights": fingerprint_weights(self.adapter.model)}
 
 
 def point_grid(points_per_side: int) -> np.ndarray:
@@ -294,31 +294,6 @@ def stability_score(logits: torch.Tensor, offset: float) -> torch.Tensor:
     high = (logits > offset).flatten(1).sum(dim=1, dtype=torch.int32)
     low = (logits > -offset).flatten(1).sum(dim=1, dtype=torch.int32)
     return high / low
-
-
-def fingerprint(model: torch.nn.Module) -> str:
-    """Short digest of names, shapes, precision and a sample of every tensor: other weights, another digest."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 256)].double().cpu().numpy()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode() + sample.tobytes())
-    return digest.hexdigest()[:32]
-
-
-def resolve_device(device: Any) -> torch.device:
-    """The device named, or the first accelerator, or the CPU.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if device is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} is not usable here: {str(error).splitlines()[0]}") from error
 
 
 def resolve_dtype(dtype: Any) -> torch.dtype:

@@ -137,7 +137,7 @@ def read_results(path: str | Path, fingerprint: str) -> dict[str, Any]:
 
     Args:
         path: of the file, or of the folder it is in.
-        fingerprint: of the weights, by `combo_hf.evaluation.files.fingerprint_weights`.
+        fingerprint: of the weights, by `combo_hf.files.environment.fingerprint_weights`.
 
     Raises:
         ValueError: no such file, not written by `combo-hf evaluate`, or measured with other weights.

@@ -18,6 +18,7 @@ from typing import Any
 
 from combo_hf import __version__, remote_code_combo
 from combo_hf.configuration_combo import ComboConfig
+from combo_hf.files.environment import fingerprint_weights
 from combo_hf.publishing.card import MARK, build_card, find_origin, read_results
 
 
@@ -93,7 +94,7 @@ def plan_publication(
     shards = _weight_files(folder)
     model = _load_model(folder)
     known = [*results, *([folder / "results.json"] if (folder / "results.json").is_file() and not results else [])]
-    fingerprint = _fingerprint(model, known)
+    fingerprint = fingerprint_weights(model) if known else ""
     measured = [read_results(path, fingerprint) for path in known]
     picture = _preview(folder, model) if preview else None
     shown = None if picture is None else "" if (folder / PREVIEW).is_file() else PREVIEW_TEXT
@@ -184,17 +185,6 @@ def _load_model(folder: Path) -> Any:
     if wrong:
         raise ValueError(f"{folder}: the weights do not fit the configuration ({'; '.join(wrong)}).")
     return model.eval()
-
-
-def _fingerprint(model: Any, results: Sequence[Any]) -> str:
-    """Of the weights, where there are results to compare it with."""
-    if not results:
-        return ""
-    try:
-        from combo_hf.evaluation.files import fingerprint_weights
-    except ImportError as error:
-        raise ValueError(f"results.json needs the training extra: pip install 'combo-hf[train]' ({error}).") from error
-    return fingerprint_weights(model)
 
 
 def _own_card(folder: Path) -> bytes | None:

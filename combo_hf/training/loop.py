@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from combo_hf.data.collate import Augmentation, ComboCollator
 from combo_hf.evaluation.scores import evaluate_model
 from combo_hf.files.atomic import whole_folder
+from combo_hf.files.environment import useful_workers
 from combo_hf.training.arguments import TrainingRecipe
 from combo_hf.training.clips_in_memory import ClipTensors
 from combo_hf.training.ema import WeightAverage
@@ -45,7 +46,6 @@ from combo_hf.training.state import (
     write_json,
 )
 from combo_hf.training.step import optimizer_step
-from combo_hf.training.workers import useful_workers
 
 
 SEMANTIC_METRICS = ("miou", "fscore")

@@ -55,7 +55,7 @@ def heads(hub, repo_id="tester/new"):
 
 
 def results_for(folder, data="/home/somebody/avs/s4-rows", **settings):
-    from combo_hf.evaluation.files import fingerprint_weights
+    from combo_hf.files.environment import fingerprint_weights
 
     model = combo_hf.ComboForAudioVisualSegmentation.from_pretrained(folder)
     settings = {"weights": fingerprint_weights(model), "silence_audio": False, "blank_maskige": False, **settings}

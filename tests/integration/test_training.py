@@ -8,11 +8,11 @@ from fixtures_training import SMALL, clips, recipe, records, small_model
 
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.evaluation.scores import class_maps_of, iter_class_maps, sounding_scores
+from combo_hf.files.environment import useful_workers
 from combo_hf.image_processing_combo import ComboImageProcessor
 from combo_hf.metrics import jaccard
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.training import ModelRecipe, TrainingRecipe, build_model, evaluate_model, train
-from combo_hf.training.workers import useful_workers
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

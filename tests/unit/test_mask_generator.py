@@ -6,9 +6,10 @@ import torch
 from fixtures_proposals import DiscAdapter, DiscProposals, picture
 from PIL import Image
 
+from combo_hf.files.environment import fingerprint_weights
 from combo_hf.proposals import mask_generator
 from combo_hf.proposals.boxes import box_nms, greedy_nms, masks_to_boxes, remove_small_regions
-from combo_hf.proposals.mask_generator import fingerprint, point_grid, stability_score
+from combo_hf.proposals.mask_generator import point_grid, stability_score
 
 
 def discs(width=60, height=48, **options):
@@ -152,7 +153,7 @@ def test_identity_knows_weights_and_settings_but_no_memory_knob():
     with torch.no_grad():
         adapter.model.weight += 1
     assert DiscProposals(adapter, source="a").identity() != identity
-    assert fingerprint(torch.nn.Linear(2, 1)) != fingerprint(torch.nn.Linear(1, 2))
+    assert fingerprint_weights(torch.nn.Linear(2, 1)) != fingerprint_weights(torch.nn.Linear(1, 2))
 
 
 def test_nms_is_that_of_torchvision():
