@@ -62,7 +62,7 @@ def room_of_module(name: str) -> str:
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """(line, module of this package) for every import, also in functions, also by `importlib` with a fixed beginning."""
+    """(line, module of this package) for every import, in functions too, and by `importlib` with a fixed beginning."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] == "combo_hf")
