@@ -10,6 +10,8 @@ Axes: L predictions, A annotated frames, F packed frames, Q queries, K classes, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as nnf
 from torch import nn
@@ -17,11 +19,16 @@ from torch import nn
 from .configuration_combo import ComboConfig
 
 
+LOSS_KINDS = ("loss_class", "loss_mask", "loss_dice", "loss_consistency")  # the terms of all layers: loss_mask_3, ...
 POINTS_AT_ONCE = 2048  # 0.8 MB for 100 queries: what a core's cache holds
 
 
 class ComboLoss(nn.Module):
     """`(predictions, targets) -> {name: weighted loss}`; the sum of the dict is the training loss.
+
+    Every term is a sum divided by a count of its kind ([`ComboLoss.counts`]). To share one loss between several
+    batches or processes, add up their counts beforehand and pass the mean count of a batch as `divisors` (or as
+    `loss_divisors` of the model): the mean of the losses of all batches is then the loss of all their clips at once.
 
     Points are drawn by `draw_points`, which tests (and importance experiments) may override.
     """
@@ -42,35 +49,79 @@ class ComboLoss(nn.Module):
         class_labels: list[torch.Tensor],
         label_frames: torch.Tensor,
         num_frames: list[int],
+        divisors: Mapping[str, float | torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Args:
-        predictions: (class logits (F, Q, K + 1), mask logits (F, Q, h, w)) of the learned queries and all layers.
-        mask_labels, class_labels: per annotated frame (C_i, H, W) and (C_i,).
-        label_frames: (F,) bool, which frames they belong to. num_frames: frames per clip.
+        """Weighted terms by name: `loss_class`, ... of the last layer, `loss_class_0`, ... of the others.
+
+        Args:
+            predictions: (class logits (F, Q, K + 1), mask logits (F, Q, h, w)) of the learned queries and all layers.
+            mask_labels: per annotated frame (C_i, H, W).
+            class_labels: per annotated frame (C_i,).
+            label_frames: (F,) bool, which frames they belong to.
+            num_frames: frames per clip.
+            divisors: what the summed terms of each of `LOSS_KINDS` are divided by. `None`: the counts of this batch,
+                but the number of target masks averaged over the processes, as in the release.
         """
-        weights = self.config
+        config = self.config
+        if divisors is None:
+            divisors = self._own_divisors(class_labels, num_frames, label_frames.device)
         # where all frames are annotated, a slice saves a copy, and the scattering of its gradients
         annotated = slice(None) if len(mask_labels) == len(label_frames) else label_frames
         classes = [logits[annotated] for logits, _ in predictions]  # L x (A, Q, K + 1)
         masks = [logits[annotated].float() for _, logits in predictions]  # L x (A, Q, h, w)
         matches = self.match(classes, masks, mask_labels, class_labels)
-        total_masks = self._average_number_of_masks(class_labels, label_frames.device)
-        mask_losses, dice_losses = self._mask_losses(masks, mask_labels, matches, total_masks)
+        mask_sums, dice_sums = self._mask_sums(masks, mask_labels, matches)  # (L,) each
         last = len(predictions) - 1
         losses: dict[str, torch.Tensor] = {}
         for layer in [last, *range(last)]:
             suffix = "" if layer == last else f"_{layer}"
-            losses[f"loss_class{suffix}"] = weights.class_weight * self._class_loss(
-                classes[layer], class_labels, matches[layer]
-            )
-            losses[f"loss_mask{suffix}"] = weights.mask_weight * mask_losses[layer]
-            losses[f"loss_dice{suffix}"] = weights.dice_weight * dice_losses[layer]
-        if weights.consistency_weight:
+            class_sum = self._class_sum(classes[layer], class_labels, matches[layer])
+            losses[f"loss_class{suffix}"] = config.class_weight * class_sum / divisors["loss_class"]
+            losses[f"loss_mask{suffix}"] = config.mask_weight * mask_sums[layer] / divisors["loss_mask"]
+            losses[f"loss_dice{suffix}"] = config.dice_weight * dice_sums[layer] / divisors["loss_dice"]
+        if config.consistency_weight:
+            pairs = neighbours(num_frames, config.consistency_window)
             for layer in range(last):
-                losses[f"loss_consistency_{layer}"] = weights.consistency_weight * consistency_loss(
-                    predictions[layer][1], num_frames, weights.consistency_window, weights.adaptive_consistency
+                distances = frame_distances(predictions[layer][1], pairs, config.adaptive_consistency)
+                losses[f"loss_consistency_{layer}"] = (
+                    config.consistency_weight * distances.sum() / divisors["loss_consistency"]
                 )
         return losses
+
+    def counts(self, class_labels: Sequence[torch.Tensor], num_frames: Sequence[int]) -> dict[str, float]:
+        """What the terms of a batch are means over, by kind; known before the network has run.
+
+        Args:
+            class_labels: per annotated frame (C_i,).
+            num_frames: frames of each clip.
+
+        Returns:
+            For each of `LOSS_KINDS`: class weights of all queries (matched ones weigh 1), target masks (twice), pairs
+            of neighbouring frames. A count may be 0, and its terms are then 0: divide by 1.
+        """
+        targets = [len(labels) for labels in class_labels]
+        masks, queries = float(sum(targets)), self.config.num_queries
+        matched = sum(min(count, queries) for count in targets)
+        unmatched = len(targets) * queries - matched
+        pairs = len(neighbours(num_frames, self.config.consistency_window))
+        return {
+            "loss_class": matched + self.config.no_object_weight * unmatched,
+            "loss_mask": masks,
+            "loss_dice": masks,
+            "loss_consistency": float(pairs),
+        }
+
+    def _own_divisors(
+        self, class_labels: list[torch.Tensor], num_frames: list[int], device: torch.device
+    ) -> dict[str, float | torch.Tensor]:
+        counts = self.counts(class_labels, num_frames)
+        divisors: dict[str, float | torch.Tensor] = {kind: count or 1.0 for kind, count in counts.items()}
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            masks = torch.tensor(counts["loss_mask"], device=device)
+            torch.distributed.all_reduce(masks)
+            masks = (masks / torch.distributed.get_world_size()).clamp(min=1)
+            divisors.update(loss_mask=masks, loss_dice=masks)
+        return divisors
 
     @torch.no_grad()
     def match(
@@ -110,8 +161,8 @@ class ComboLoss(nn.Module):
         self, logits: torch.Tensor, maps: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
         """Class, BCE and dice cost of one layer: (A, Q, C). Points are shared by all masks of a frame."""
-        weights = self.config
-        points = self.draw_points("matching", len(maps), weights.train_num_points, maps.device)
+        config = self.config
+        points = self.draw_points("matching", len(maps), config.train_num_points, maps.device)
         wanted = sample_points(targets, points).transpose(1, 2)  # (A, P, C)
         probability = logits.float().softmax(-1)  # (A, Q, K + 1)
         cost_class = -probability.gather(2, labels[:, None].expand(-1, logits.shape[1], -1))
@@ -120,29 +171,28 @@ class ComboLoss(nn.Module):
         # BCE(x, y) = softplus(x) - x y, so that one softplus and one product serve both kinds of points
         cost_mask = (outside[..., None] - product) / points.shape[1]
         cost_dice = 1 - (2 * overlap + 1) / (total[..., None] + wanted.sum(1)[:, None] + 1)
-        cost = weights.class_weight * cost_class + weights.mask_weight * cost_mask + weights.dice_weight * cost_dice
+        cost = config.class_weight * cost_class + config.mask_weight * cost_mask + config.dice_weight * cost_dice
         return torch.nan_to_num(cost, nan=0.0, posinf=1e10, neginf=-1e10)
 
-    def _class_loss(
+    def _class_sum(
         self, logits: torch.Tensor, class_labels: list[torch.Tensor], matches: list[tuple[torch.Tensor, torch.Tensor]]
     ) -> torch.Tensor:
-        """Cross entropy over K classes and "no object" (index K, weight 0.1): scalar."""
+        """Weighted cross entropy over K classes and "no object" (index K), summed over all queries: scalar."""
         no_object = logits.shape[-1] - 1
         target = torch.full(logits.shape[:2], no_object, dtype=torch.long, device=logits.device)
         for frame, (queries, wanted) in enumerate(matches):
             target[frame, queries] = class_labels[frame][wanted].to(target)
         class_weights = torch.ones(no_object + 1, device=logits.device)
         class_weights[no_object] = self.config.no_object_weight
-        return nnf.cross_entropy(logits.float().transpose(1, 2), target, class_weights)
+        return nnf.cross_entropy(logits.float().transpose(1, 2), target, class_weights, reduction="sum")
 
-    def _mask_losses(
+    def _mask_sums(
         self,
         masks: list[torch.Tensor],
         mask_labels: list[torch.Tensor],
         matches: list[list[tuple[torch.Tensor, torch.Tensor]]],
-        total_masks: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """BCE and dice of every layer on sampled points, each (L,)."""
+        """BCE and dice on sampled points, summed over the matched masks of every layer: each (L,)."""
         frames = len(mask_labels)
         rows = [[torch.full_like(pairs[frame][0], frame) for frame in range(frames)] for pairs in matches]
         chosen = [
@@ -166,50 +216,47 @@ class ComboLoss(nn.Module):
         bce = nnf.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
         sigmoid = logits.sigmoid()
         dice = 1 - (2 * (sigmoid * labels).sum(1) + 1) / (sigmoid.sum(1) + labels.sum(1) + 1)
-        return bce.view(layers, each).sum(1) / total_masks, dice.view(layers, each).sum(1) / total_masks
+        return bce.view(layers, each).sum(1), dice.view(layers, each).sum(1)
 
     def _uncertain_points(self, logits: torch.Tensor) -> torch.Tensor:
         """PointRend's sampling: of oversampled candidates those with the smallest |logit|, then uniform ones."""
-        weights, pairs = self.config, len(logits)
-        candidates = int(weights.train_num_points * weights.oversample_ratio)
-        kept = int(weights.train_num_points * weights.importance_sample_ratio)
+        config, pairs = self.config, len(logits)
+        candidates = int(config.train_num_points * config.oversample_ratio)
+        kept = int(config.train_num_points * config.importance_sample_ratio)
         points = self.draw_points("candidates", pairs, candidates, logits.device)
         uncertainty = -sample_points(logits, points)[:, 0].abs()
         index = uncertainty.topk(kept, dim=1, sorted=False).indices
         points = points.gather(1, index[..., None].expand(-1, -1, 2))
-        random = self.draw_points("random", pairs, weights.train_num_points - kept, logits.device)
+        random = self.draw_points("random", pairs, config.train_num_points - kept, logits.device)
         return torch.cat([points, random], dim=1)
 
-    @staticmethod
-    def _average_number_of_masks(class_labels: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-        """Target masks of the batch, averaged over processes, at least 1."""
-        count = torch.tensor(float(sum(len(labels) for labels in class_labels)), device=device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(count)
-            count = count / torch.distributed.get_world_size()
-        return count.clamp(min=1)
 
-
-def consistency_loss(masks: torch.Tensor, num_frames: list[int], window: int | None, adaptive: bool) -> torch.Tensor:
-    """L_ada: mean over neighbouring frames of d exp(-d), d = 1 - cos of all Q mask logits of the two frames.
-
-    Args: masks (F, Q, h, w); num_frames: frames per clip; window: pairs across windows of so many frames do not count;
-    adaptive: False gives the plain mean of d. Clips of one frame have no pair; no pair at all gives 0.
-    """
-    flat = masks.float().flatten(1)  # (F, Q * h * w)
-    first = []
-    start = 0
+def neighbours(num_frames: Sequence[int], window: int | None) -> list[int]:
+    """First frames (packed) of all pairs of neighbouring frames of a clip, but not of those across two windows."""
+    first, start = [], 0
     for frames in num_frames:
         first += [start + t for t in range(frames - 1) if window is None or (t + 1) % window]
         start += frames
+    return first
+
+
+def frame_distances(masks: torch.Tensor, first: list[int], adaptive: bool) -> torch.Tensor:
+    """d exp(-d) of each pair of frames, d = 1 - cos of all Q mask logits of the two frames (L_ada): (pairs,).
+
+    Args:
+        masks: mask logits (F, Q, h, w).
+        first: of [`neighbours`].
+        adaptive: False gives the plain d.
+    """
+    flat = masks.float().flatten(1)  # (F, Q * h * w)
     if not first:
-        return flat.sum() * 0
+        return flat.sum()[None] * 0
     index = torch.tensor(first, device=masks.device)
     power = flat.square().sum(1) + 1e-12  # (F,); a flat mask of zeros has no direction, but must have a gradient
     # plain sums, because they add in a tree; the norms inside nnf.cosine_similarity do not and move 1 - cos by 1e-5
     product = (flat[:-1] * flat[1:]).sum(1)[index]
     distance = 1 - product / (power[index] * power[index + 1]).sqrt()
-    return (distance * (-distance).exp() if adaptive else distance).mean()
+    return distance * (-distance).exp() if adaptive else distance
 
 
 def sample_points(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:

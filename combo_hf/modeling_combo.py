@@ -16,6 +16,7 @@ Nothing in evaluation mode depends on the other clips of a batch.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,6 +216,7 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         class_labels: list[torch.Tensor] | None = None,
         label_frames: torch.Tensor | None = None,
         output_auxiliary_logits: bool = False,
+        loss_divisors: Mapping[str, float | torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> ComboForAudioVisualSegmentationOutput:
         """Segment packed clips and, with labels, compute the loss. Inputs of [`ComboModel`], and:
@@ -223,6 +225,7 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
             mask_labels: one `(C_i, H, W)` binary mask stack per annotated frame.
             class_labels: one `(C_i,)` class index vector per annotated frame.
             label_frames: `(F,)` bool, marks the annotated frames; `None`: all frames.
+            loss_divisors: by kind of term, to share one loss between batches or processes; see [`ComboLoss`].
 
         Raises:
             ValueError: inputs or labels that do not fit together.
@@ -242,6 +245,7 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
                 class_labels,
                 num_labelled,
                 clips,
+                loss_divisors,
             )
             loss = torch.stack(list(loss_dict.values())).sum()
         values = dict(out.items())

@@ -9,7 +9,7 @@ from goldens import Goldens, loss_inputs
 from tolerances import allowed
 
 from combo_hf.conversion.official import RULES, cut, rename
-from combo_hf.loss_combo import ComboLoss, consistency_loss, sample_points
+from combo_hf.loss_combo import ComboLoss, frame_distances, neighbours, sample_points
 
 
 # configuration of the weights -> (case, layout of the golden); gradients are recorded for the official layout
@@ -182,4 +182,4 @@ def test_both_readings_of_a_clip_of_ten_frames(window: int | None, pairs: list[i
     flat = masks.flatten(1)
     distance = torch.stack([1 - torch.cosine_similarity(flat[t], flat[t + 1], dim=0) for t in pairs])
     wanted = float((distance * (-distance).exp()).mean())
-    assert float(consistency_loss(masks, [10], window, True)) == pytest.approx(wanted, rel=1e-6)
+    assert float(frame_distances(masks, neighbours([10], window), True).mean()) == pytest.approx(wanted, rel=1e-6)

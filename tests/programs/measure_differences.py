@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity")]
 import goldens as recorded  # noqa: E402
 
 from combo_hf.evaluation.scores import class_maps_of  # noqa: E402
-from combo_hf.loss_combo import consistency_loss  # noqa: E402
+from combo_hf.loss_combo import frame_distances, neighbours  # noqa: E402
 from combo_hf.maskige_combo import PALETTE, maskige_index  # noqa: E402
 from combo_hf.modeling_combo_decoder import spread_audio  # noqa: E402
 from combo_hf.modeling_combo_pixel_decoder import cell_centres  # noqa: E402
@@ -133,7 +133,7 @@ def consistency(bench: Bench, config: str) -> Iterator[Row]:
     with torch.no_grad():
         out = model.model(**inputs, output_auxiliary_logits=True)
     halves, whole = (
-        sum(float(consistency_loss(masks, [10], window, True)) for _, masks in out.auxiliary_logits)
+        sum(float(frame_distances(masks, neighbours([10], window), True).mean()) for _, masks in out.auxiliary_logits)
         for window in (5, None)
     )
     yield (

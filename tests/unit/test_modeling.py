@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from combo_hf.configuration_combo import ComboConfig, preset_names
-from combo_hf.loss_combo import consistency_loss
+from combo_hf.loss_combo import LOSS_KINDS, frame_distances, neighbours
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.modeling_combo_decoder import spread_audio, visible_tokens
 from combo_hf.modeling_combo_pixel_decoder import sine_position_embedding
@@ -212,6 +212,27 @@ def test_loss_is_the_sum_of_its_named_terms_and_lists_every_layer():
     assert torch.allclose(out.loss, torch.stack(list(out.loss_dict.values())).sum())
 
 
+def test_losses_of_two_batches_have_the_mean_of_one():
+    """With the mean counts of all batches as divisors: clips of 2, 5 and 3 frames, dealt out to batches of 2 and 1."""
+    model = tiny().train()
+    model.criterion.draw_points = lambda kind, masks, count, device: torch.rand(
+        1, count, 2, generator=torch.Generator().manual_seed(count)
+    ).expand(masks, -1, -1)
+    inputs = make_inputs(model.config, [2, 5, 3], side=64)
+    labels = make_labels(model.config, 10, 64)
+    whole = model.eval()(**inputs, **labels).loss_dict
+    parts = [
+        {name: values[7 * index : 7 + 3 * index] for name, values in {**inputs, **labels}.items()}
+        | {"num_frames": [[2, 5], [3]][index]}
+        for index in range(2)
+    ]
+    counts = [model.criterion.counts(part["class_labels"], part["num_frames"]) for part in parts]
+    divisors = {kind: sum(count[kind] for count in counts) / 2 for kind in LOSS_KINDS}
+    terms = [model(**part, loss_divisors=divisors).loss_dict for part in parts]
+    for name, term in whole.items():
+        torch.testing.assert_close((terms[0][name] + terms[1][name]) / 2, term, rtol=1e-4, atol=1e-6)
+
+
 def test_frame_without_any_target_is_legal():
     model = tiny()
     inputs = make_inputs(model.config, [2], side=64)
@@ -331,12 +352,12 @@ def test_consistency_against_a_literal_loop(window, adaptive, pairs):
     for t in pairs:
         d = 1 - flat[t] @ flat[t + 1] / (flat[t].norm() * flat[t + 1].norm())
         expected.append(d * torch.exp(-d) if adaptive else d)
-    value = consistency_loss(masks, [4, 2], window, adaptive)
+    value = frame_distances(masks, neighbours([4, 2], window), adaptive).mean()
     assert float(value) == pytest.approx(float(sum(expected) / len(expected)), rel=1e-5)
 
 
 def test_clip_of_one_frame_has_no_consistency():
-    assert float(consistency_loss(torch.randn(2, 3, 2, 2), [1, 1], None, True)) == 0
+    assert float(frame_distances(torch.randn(2, 3, 2, 2), neighbours([1, 1], None), True).mean()) == 0
 
 
 def test_empty_mask_looks_everywhere():

@@ -8,7 +8,7 @@ from fixtures_training import PLAIN, clips, fix_points, losses, recipe, records,
 
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.data.collate import ComboCollator
-from combo_hf.loss_combo import consistency_loss
+from combo_hf.loss_combo import frame_distances, neighbours
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.training import WeightAverage, enable_gradient_checkpointing, train
 from combo_hf.training.memory import memory_advice
@@ -42,7 +42,7 @@ def test_counts_are_those_of_the_loss():
     distances = [
         1 - torch.cosine_similarity(maps[k].flatten(), maps[k + 1].flatten(), dim=0) for k in (0, 2, 3, 5, 6, 8, 9)
     ]
-    mean = consistency_loss(maps, [2, 3, 6], window=3, adaptive=False)
+    mean = frame_distances(maps, neighbours([2, 3, 6], window=3), adaptive=False).mean()
     assert pairs == 7 and float(mean) == pytest.approx(float(sum(distances)) / 7, rel=1e-5)
 
 
