@@ -5,8 +5,6 @@ its checkpoints, and `transformers.pipeline("audio-visual-segmentation")` exists
 transformers; everything else is imported when its name is first used.
 """
 
-# ruff: noqa: F401 (the imports under TYPE_CHECKING are the public names, for editors and type checkers)
-
 from __future__ import annotations
 
 import importlib
@@ -21,39 +19,31 @@ TASK = "audio-visual-segmentation"
 ASSETS = Path(__file__).resolve().parent / "assets"
 BUNDLED_MODEL = ASSETS / "demo"
 
-# Public name -> module that has it, imported at first use.
+# The public names by module, each imported at first use. Editors and type checkers read the same list below.
 _PUBLIC = {
-    "ComboConfig": "configuration_combo",
-    "ComboModel": "modeling_combo",
-    "ComboForAudioVisualSegmentation": "modeling_combo",
-    "ComboProcessor": "processing_combo",
-    "ComboImageProcessor": "image_processing_combo",
-    "ComboFeatureExtractor": "feature_extraction_combo",
-    "AudioVisualSegmentationPipeline": "pipeline_combo",
-    "convert_official_checkpoint": "conversion.official",
-    "paint_maskige": "maskige_combo",
-    "SuperpixelProposals": "proposals_combo",
-    "get_proposal_generator": "proposals_combo",
-    "load_proposal_generator": "proposals",
-    "CachedProposals": "proposals.cache",
-    "pregenerate": "proposals.pregenerate",
-    "paint_maskige_clip": "proposals.clip",
-    "Clip": "media_combo",
-    "MediaError": "media_combo",
-    "MediaInfo": "media_combo",
-    "iter_clips": "media_combo",
-    "probe_media": "media_combo",
-    "read_clip": "media_combo",
-    "write_overlay_video": "results.video",
-    "load_avsbench": "data.loading",
-    "AvsbenchClips": "data.loading",
-    "ComboTransform": "data.loading",
-    "build_transform": "data.transforms",
-    "ComboCollator": "data.collate",
-    "contact_sheet": "results.pictures",
-    "heat_map": "results.pictures",
-    "overlay": "results.pictures",
-    "summarize": "results.pictures",
+    name: module
+    for module, names in {
+        "configuration_combo": ["ComboConfig"],
+        "conversion.official": ["convert_official_checkpoint"],
+        "data.collate": ["ComboCollator"],
+        "data.loading": ["AvsbenchClips", "ComboTransform", "load_avsbench"],
+        "data.transforms": ["build_transform"],
+        "feature_extraction_combo": ["ComboFeatureExtractor"],
+        "image_processing_combo": ["ComboImageProcessor"],
+        "maskige_combo": ["paint_maskige"],
+        "media_combo": ["Clip", "MediaError", "MediaInfo", "iter_clips", "probe_media", "read_clip"],
+        "modeling_combo": ["ComboForAudioVisualSegmentation", "ComboModel"],
+        "pipeline_combo": ["AudioVisualSegmentationPipeline"],
+        "processing_combo": ["ComboProcessor"],
+        "proposals": ["load_proposal_generator"],
+        "proposals.cache": ["CachedProposals"],
+        "proposals.clip": ["paint_maskige_clip"],
+        "proposals.pregenerate": ["pregenerate"],
+        "proposals_combo": ["SuperpixelProposals", "get_proposal_generator"],
+        "results.pictures": ["contact_sheet", "heat_map", "overlay", "summarize"],
+        "results.video": ["write_overlay_video"],
+    }.items()
+    for name in names
 }
 _SUBMODULES = {
     **{
@@ -65,22 +55,38 @@ _SUBMODULES = {
 
 __all__ = ["load_pipeline", "resolve_model", *_PUBLIC, *_SUBMODULES]
 
-if TYPE_CHECKING:
-    from .configuration_combo import ComboConfig
-    from .conversion.official import convert_official_checkpoint
-    from .data.collate import ComboCollator
-    from .data.loading import AvsbenchClips, ComboTransform, load_avsbench
-    from .data.transforms import build_transform
-    from .feature_extraction_combo import ComboFeatureExtractor
-    from .image_processing_combo import ComboImageProcessor
-    from .maskige_combo import paint_maskige
-    from .media_combo import Clip, MediaError, MediaInfo, iter_clips, probe_media, read_clip
-    from .modeling_combo import ComboForAudioVisualSegmentation, ComboModel
-    from .pipeline_combo import AudioVisualSegmentationPipeline
-    from .processing_combo import ComboProcessor
-    from .proposals_combo import SuperpixelProposals, get_proposal_generator
-    from .results.pictures import contact_sheet, heat_map, overlay, summarize
-    from .results.video import write_overlay_video
+if TYPE_CHECKING:  # `X as X` is how type checkers are told that a name is public
+    from .configuration_combo import ComboConfig as ComboConfig
+    from .conversion.official import convert_official_checkpoint as convert_official_checkpoint
+    from .data.collate import ComboCollator as ComboCollator
+    from .data.loading import AvsbenchClips as AvsbenchClips
+    from .data.loading import ComboTransform as ComboTransform
+    from .data.loading import load_avsbench as load_avsbench
+    from .data.transforms import build_transform as build_transform
+    from .feature_extraction_combo import ComboFeatureExtractor as ComboFeatureExtractor
+    from .image_processing_combo import ComboImageProcessor as ComboImageProcessor
+    from .maskige_combo import paint_maskige as paint_maskige
+    from .media_combo import Clip as Clip
+    from .media_combo import MediaError as MediaError
+    from .media_combo import MediaInfo as MediaInfo
+    from .media_combo import iter_clips as iter_clips
+    from .media_combo import probe_media as probe_media
+    from .media_combo import read_clip as read_clip
+    from .modeling_combo import ComboForAudioVisualSegmentation as ComboForAudioVisualSegmentation
+    from .modeling_combo import ComboModel as ComboModel
+    from .pipeline_combo import AudioVisualSegmentationPipeline as AudioVisualSegmentationPipeline
+    from .processing_combo import ComboProcessor as ComboProcessor
+    from .proposals import load_proposal_generator as load_proposal_generator
+    from .proposals.cache import CachedProposals as CachedProposals
+    from .proposals.clip import paint_maskige_clip as paint_maskige_clip
+    from .proposals.pregenerate import pregenerate as pregenerate
+    from .proposals_combo import SuperpixelProposals as SuperpixelProposals
+    from .proposals_combo import get_proposal_generator as get_proposal_generator
+    from .results.pictures import contact_sheet as contact_sheet
+    from .results.pictures import heat_map as heat_map
+    from .results.pictures import overlay as overlay
+    from .results.pictures import summarize as summarize
+    from .results.video import write_overlay_video as write_overlay_video
 
 
 def __getattr__(name: str) -> Any:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from .checks_combo import blaming
-from .remote_code_combo import ENTRIES, LOADED_AS_REMOTE_CODE
+from .remote_code_combo import ENTRIES, LOADED_AS_REMOTE_CODE, reading
 
 
 AVSS_CLASSES = (
@@ -146,6 +146,9 @@ class ComboConfig(PretrainedConfig):
     """
 
     model_type = "combo"
+    if TYPE_CHECKING:  # in the base class both may be None
+        id2label: dict[int, str]
+        num_labels: int
 
     # Longer than other functions: one keyword and one line per field is how configurations are written and read.
     def __init__(
@@ -235,15 +238,15 @@ class ComboConfig(PretrainedConfig):
         self.check()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:  # type: ignore[override]
         """As in the base class; a damaged file is a `ValueError`, whatever is wrong with it."""
-        with blaming(f"{pretrained_model_name_or_path}: config.json"):
+        with reading(f"{pretrained_model_name_or_path}: config.json"):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in the base class, likewise."""
-        with blaming("config.json"):
+        with reading("config.json"):
             return super().from_dict(config_dict, **kwargs)
 
     def check(self) -> None:
@@ -327,7 +330,7 @@ def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
 def _build_backbone_config(values: dict) -> PretrainedConfig:
     values = copy.deepcopy(values)
     model_type = values.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
     values.setdefault("out_features", STAGES)
     return CONFIG_MAPPING[model_type].from_dict(values)

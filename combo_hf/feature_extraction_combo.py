@@ -229,7 +229,7 @@ def _is_batch(raw_speech: Any) -> bool:
 def _is_whole(value: Any) -> bool:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value <= MAX_EXAMPLES
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value <= MAX_EXAMPLES)
 
 
 def _check_rate(sampling_rate: int | None) -> int:
@@ -247,14 +247,14 @@ def _check_rate(sampling_rate: int | None) -> int:
     return int(sampling_rate)
 
 
-def _example_counts(num_frames: int | Sequence[int] | None, num_waveforms: int) -> list[int | None]:
+def _example_counts(num_frames: Any, num_waveforms: int) -> Sequence[int | None]:
     if num_frames is None:
         return [None] * num_waveforms
-    whole = np.isscalar(num_frames) or (isinstance(num_frames, torch.Tensor) and num_frames.ndim == 0)
-    counts = [num_frames] * num_waveforms if whole else list(num_frames)
-    if not all(_is_whole(count) for count in counts):
+    several = isinstance(num_frames, Sequence) or np.ndim(num_frames) > 0  # an array or a tensor, say
+    entries = list(num_frames) if several else [num_frames] * num_waveforms
+    if not all(_is_whole(count) for count in entries):
         raise ValueError(f"num_frames: wanted whole numbers of examples up to {MAX_EXAMPLES}, got {num_frames!r}.")
-    counts = [int(count) for count in counts]
+    counts = [int(count) for count in entries]
     if len(counts) != num_waveforms:
         raise ValueError(f"num_frames has {len(counts)} entries for {num_waveforms} waveforms; give one for each.")
     if min(counts) < 1:

@@ -20,8 +20,7 @@ from PIL import Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 
-from .checks_combo import MASK_STRIDE, Size, check_channels, check_outputs
-from .label_maps_combo import class_scores, enlarge, highest_class
+from .label_maps_combo import Size, check_outputs, segment
 
 
 IGNORE_INDEX = 255
@@ -63,7 +62,7 @@ class ComboImageProcessor(PilBackend):
         ValueError: `size` without height and width.
     """
 
-    valid_kwargs = ComboImagesKwargs
+    valid_kwargs = ComboImagesKwargs  # type: ignore[assignment]  # a plain dict type: only what is saved
     model_input_names = ["pixel_values", "maskige_values"]
     size = {"height": 224, "width": 224}
     image_mean = (123.675, 116.28, 103.53)
@@ -80,14 +79,14 @@ class ComboImageProcessor(PilBackend):
         if any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in self.input_size):
             raise ValueError(f"size: wanted {{'height': .., 'width': ..}}, 1 to {MAX_SIDE}, got {dict(self.size)}.")
         for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
-            check_channels(name, getattr(self, name), least)
+            _check_channels(name, getattr(self, name), least)
         if self.num_labels is not None and self.num_labels not in range(2, IGNORE_INDEX + 1):
             raise ValueError(f"num_labels: wanted 2 to 255 with the background, got {self.num_labels!r}.")
 
     @property
     def input_size(self) -> Size:
         """(height, width) in pixels of everything this processor produces."""
-        return (self.size.height, self.size.width)
+        return self.size["height"], self.size["width"]
 
     def preprocess(
         self,
@@ -173,28 +172,27 @@ class ComboImageProcessor(PilBackend):
         Raises:
             ValueError: shapes, `num_frames` and `target_sizes` do not fit each other.
         """
-        logits = outputs["class_queries_logits"], outputs["masks_queries_logits"]
+        classes, masks = outputs["class_queries_logits"], outputs["masks_queries_logits"]
         counts = [int(count) for count in num_frames]
-        targets = check_outputs(*logits, counts, target_sizes)
+        targets = check_outputs(classes, masks, counts, target_sizes)
         label_maps, scores = [], []
         for (first, last), target in zip(_ranges(counts), targets, strict=True):
             frames = [
-                _segment(logits[0][frame], logits[1][frame], target, return_scores) for frame in range(first, last)
+                segment(classes[frame], masks[frame], target, enlarge_scores=return_scores)
+                for frame in range(first, last)
             ]
-            label_maps.append(torch.stack([labels for labels, _ in frames]))
+            label_maps.append(torch.stack([maps.labels for maps in frames]))
             if return_scores:
-                scores.append(torch.stack([score for _, score in frames]))
+                scores.append(torch.stack([maps.scores for maps in frames]))
         return SemanticMaps(label_maps, scores) if return_scores else label_maps
 
     def _values(self, images: Sequence[Any], resample: Image.Resampling, name: str) -> torch.Tensor:
         height, width = self.input_size
-        mean, std = (torch.tensor(stat).view(3, 1, 1) for stat in (self.image_mean, self.image_std))
         values = torch.empty(len(images), 3, height, width)
         for index, image in enumerate(images):
             resized = to_rgb(image, f"{name}[{index}]").resize((width, height), resample)
-            pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, H, W)
-            values[index] = (pixels.float() - mean) / std
-        return values
+            values[index] = torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, H, W)
+        return normalize(values, self.image_mean, self.image_std)
 
     def _targets(self, segmentation_maps: Sequence[Any]) -> dict[str, Any]:
         height, width = self.input_size
@@ -204,12 +202,31 @@ class ComboImageProcessor(PilBackend):
             if entry is None:
                 continue
             labels = to_label_map(entry, self.num_labels, f"segmentation_maps[{index}]")
-            resized = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
-            classes = np.unique(resized)
-            classes = classes[classes != IGNORE_INDEX]
-            mask_labels.append(torch.from_numpy(resized[None] == classes[:, None, None]).float())  # (C_i, H, W)
-            class_labels.append(torch.from_numpy(classes.astype(np.int64)))
+            resized = np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+            masks, classes = frame_targets(torch.from_numpy(resized))
+            mask_labels.append(masks)  # (C_i, H, W)
+            class_labels.append(classes)  # (C_i,)
         return {"mask_labels": mask_labels, "class_labels": class_labels, "label_frames": torch.tensor(label_frames)}
+
+
+def normalize(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(pixels - mean) / std per channel: (..., 3, H, W) on 0..255, of any dtype -> float32; floats are overwritten."""
+    shift, scale = (torch.tensor(channels, device=pixels.device).view(3, 1, 1) for channels in (mean, std))
+    return pixels.float().sub_(shift).div_(scale)
+
+
+def frame_targets(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label map -> training targets of its frame.
+
+    Args:
+        labels: (H, W) class ids; pixels of 255 (ignored) belong to no mask.
+
+    Returns:
+        One binary mask per class present, background included: (C, H, W) float32, and their ids (C,) int64.
+    """
+    classes = torch.unique(labels)
+    classes = classes[classes != IGNORE_INDEX]
+    return (labels[None] == classes[:, None, None]).float(), classes.long()
 
 
 def to_rgb(image: Any, name: str = "image") -> Image.Image:
@@ -338,13 +355,9 @@ def _ranges(counts: list[int]) -> Iterator[tuple[int, int]]:
         first += count
 
 
-def _segment(
-    class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Size, with_scores: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """One frame: (Q, K + 1), (Q, h, w) -> labels (H, W) and, if wanted, scores (K, H, W)."""
-    full = (MASK_STRIDE * mask_logits.shape[-2], MASK_STRIDE * mask_logits.shape[-1])
-    scores = class_scores(class_logits, mask_logits, full)
-    if with_scores:
-        scores = enlarge(scores, size)
-        return scores.argmax(0), scores
-    return highest_class(scores, size)[0], None
+def _check_channels(name: str, values: Any, least: float) -> None:
+    """Raise `ValueError` unless these are three finite numbers above `least` (0 or minus infinity)."""
+    numbers = list(values) if isinstance(values, (list, tuple)) else []
+    if len(numbers) != 3 or not all(type(value) in (int, float) and least < value < math.inf for value in numbers):
+        more = "" if least else " above 0"
+        raise ValueError(f"{name}: wanted three finite numbers{more}, of R, G and B, got {values!r}.")

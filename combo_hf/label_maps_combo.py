@@ -12,9 +12,15 @@ pixels in these.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 
 
+Size = tuple[int, int]  # height, width
+
+MASK_STRIDE = 4  # pixels of the network's input for one of its masks
 CLASSES_AT_ONCE = 8  # class maps enlarged together: 66 MB at 1080p instead of 590 MB for 71 classes
 CELLS_AT_ONCE = 4096  # their corners of 71 classes take 5 MB
 PIXELS_AT_ONCE = 1 << 16
@@ -23,28 +29,69 @@ MOST_WORK = 0.025  # part of all classes in all cells: if more have to be looked
 SMALL_SIDE = 64  # up to here a product with the matrix of the means is faster than interpolate
 
 
-def class_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+class FrameMaps(NamedTuple):
+    """What a frame shows, class by class.
+
+    Attributes:
+        labels (`torch.LongTensor` of shape `(H, W)`): the winning class of every pixel.
+        best (`torch.FloatTensor` of shape `(H, W)`): its score.
+        scores (`torch.FloatTensor` of shape `(K, h, w)`): of all classes; see [`class_scores`].
+    """
+
+    labels: torch.Tensor
+    best: torch.Tensor
+    scores: torch.Tensor
+
+
+def segment(
+    class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Size, enlarge_scores: bool = False
+) -> FrameMaps:
+    """Network output of one frame -> label map, by the inference rule of the release.
+
+    Args:
+        class_logits (`torch.Tensor` of shape `(Q, K + 1)`)
+        mask_logits (`torch.Tensor` of shape `(Q, h, w)`)
+        size: height and width (H, W) of the label map.
+        enlarge_scores: give `scores` at that size, too; a 1080p frame of 71 classes takes 0.6 GB. Off: at the size of
+            the network's input.
+    """
+    scores = class_scores(class_logits, mask_logits)
+    if enlarge_scores:
+        scores = enlarge(scores, size)
+        best, labels = scores.max(0)
+    else:
+        labels, best = highest_class(scores, size)
+    return FrameMaps(labels, best, scores)
+
+
+def class_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Size | None = None) -> torch.Tensor:
     """Score of every class at every pixel: the sum over queries of class probability times mask probability.
 
     Args:
         class_logits (`torch.Tensor` of shape `(Q, K + 1)`): the last is "no object", left out after the softmax.
         mask_logits (`torch.Tensor` of shape `(Q, h, w)`): enlarged bilinearly before their sigmoid.
-        size (`tuple[int, int]`): height and width (H, W) of the scores.
+        size (`tuple[int, int]`, *optional*): height and width (H, W) of the scores; `None`: of the network's input.
 
     Returns:
         `torch.FloatTensor` (K, H, W).
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]  # (Q, K)
-    masks = enlarge(mask_logits.float(), size).sigmoid()
+    masks = enlarge(mask_logits.float(), size or input_size(mask_logits)).sigmoid()
     return torch.einsum("qk,qhw->khw", probabilities, masks)
 
 
-def highest_class(scores: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def input_size(mask_logits: torch.Tensor) -> Size:
+    """Height and width of the network's input for masks (..., h, w)."""
+    height, width = mask_logits.shape[-2:]
+    return MASK_STRIDE * height, MASK_STRIDE * width
+
+
+def highest_class(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
     """The winning class of every pixel of score maps that are enlarged bilinearly. Of equal classes the first wins.
 
     Args:
         scores (`torch.FloatTensor` of shape `(K, h, w)`): of all classes, at the size of the network's input.
-        size (`tuple[int, int]`): height and width (H, W) of the label map.
+        size: height and width (H, W) of the label map.
 
     Returns:
         labels (H, W) long, and the score of the winner (H, W).
@@ -56,6 +103,47 @@ def highest_class(scores: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Te
         if found is not None:
             return found
     return _by_maps(scores, size)
+
+
+def check_outputs(
+    classes: torch.Tensor, masks: torch.Tensor, counts: list[int], target_sizes: Sequence[Size | None] | None
+) -> list[Size]:
+    """The size of every clip's label maps, after checking that everything fits.
+
+    Args:
+        classes: `class_queries_logits` (F, Q, K + 1).
+        masks: `masks_queries_logits` (F, Q, h, w).
+        counts: frames of each clip, F in sum.
+        target_sizes: a size for each clip; `None`: that of the network's input.
+
+    Raises:
+        ValueError: shapes or numbers that do not fit each other, or logits that are not finite.
+    """
+    if (
+        not torch.is_tensor(classes)
+        or not torch.is_tensor(masks)
+        or classes.ndim != 3
+        or masks.ndim != 4
+        or classes.shape[:2] != masks.shape[:2]
+    ):
+        raise ValueError(
+            "outputs: wanted class_queries_logits (F, Q, K + 1) and masks_queries_logits (F, Q, h, w), got "
+            f"{getattr(classes, 'shape', classes)} and {getattr(masks, 'shape', masks)}."
+        )
+    if not (torch.isfinite(classes).all() and torch.isfinite(masks).all()):
+        raise ValueError("outputs: the logits hold NaN or infinite numbers; the weights or the inputs are damaged.")
+    if sum(counts) != masks.shape[0] or min(counts, default=0) < 1:
+        raise ValueError(f"num_frames: wanted counts that add up to {masks.shape[0]} frames, got {counts}.")
+    default = input_size(masks)
+    if target_sizes is None:
+        return [default] * len(counts)
+    if len(target_sizes) != len(counts):
+        raise ValueError(
+            f"target_sizes: wanted one (height, width) for each of {len(counts)} clips, got {target_sizes}."
+        )
+    if any(size is not None and (len(size) != 2 or min(size) < 1) for size in target_sizes):
+        raise ValueError(f"target_sizes: wanted (height, width) in pixels, got {target_sizes}.")
+    return [default if size is None else (int(size[0]), int(size[1])) for size in target_sizes]
 
 
 def contenders(scores: torch.Tensor) -> torch.Tensor:
@@ -74,7 +162,7 @@ def contenders(scores: torch.Tensor) -> torch.Tensor:
     return (~(high < floor).flatten(1).all(1)).nonzero()[:, 0]  # NaN stays a contender
 
 
-def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+def enlarge(maps: torch.Tensor, size: Size) -> torch.Tensor:
     """Bilinear (C, h, w) -> (C, H, W)."""
     height, width = maps.shape[-2:]
     if (height, width) == size:
@@ -85,26 +173,26 @@ def enlarge(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return torch.nn.functional.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
-def _by_maps(scores: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_maps(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
     """[`highest_class`] by enlarging all maps of classes that may win somewhere, a few at a time."""
-    best = labels = None
-    for chosen in contenders(scores).split(CLASSES_AT_ONCE):
+    first, *others = contenders(scores).split(CLASSES_AT_ONCE)
+    best, indices = enlarge(scores[first], size).max(0)
+    labels = first[indices]
+    for chosen in others:
         values, indices = enlarge(scores[chosen], size).max(0)
-        if best is None:
-            best, labels = values, chosen[indices]
-            continue
         higher = values > best  # strictly: of equal classes the first one wins, as in argmax
         best, labels = torch.where(higher, values, best), torch.where(higher, chosen[indices], labels)
     return labels, best
 
 
-def _by_cells(scores: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _by_cells(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor] | None:
     """[`highest_class`] where most cells have one leader; None where that is not so."""
     leader, top, between = _leaders(scores)
     rows, down = _cells(scores.shape[1], size[0])
     columns, across = _cells(scores.shape[2], size[1])
-    cells = between.nonzero(as_tuple=True)
-    if 2 * len(cells[0]) > MOST_WORK * scores.numel():  # at least two classes in each
+    cell_rows, cell_columns = between.nonzero(as_tuple=True)
+    cells = cell_rows, cell_columns
+    if 2 * len(cell_rows) > MOST_WORK * scores.numel():  # at least two classes in each
         return None
     labels = leader.index_select(0, rows).index_select(1, columns).long()
     best = enlarge(top[None], size)[0]

@@ -150,11 +150,10 @@ class ComboLoss(nn.Module):
             costs = torch.stack(
                 [self._costs(logits, maps, targets, labels) for logits, maps in zip(classes, masks, strict=True)]
             )  # (L, A, Q, C)
-        costs = costs.cpu().numpy()
         pairs = []
-        for layer in costs:
+        for layer in costs.cpu().numpy():
             assigned = [linear_sum_assignment(cost[:, : len(c)]) for cost, c in zip(layer, class_labels, strict=True)]
-            pairs.append([tuple(torch.as_tensor(i, device=device) for i in pair) for pair in assigned])
+            pairs.append([(torch.as_tensor(q, device=device), torch.as_tensor(c, device=device)) for q, c in assigned])
         return pairs
 
     def _costs(

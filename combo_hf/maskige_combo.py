@@ -58,13 +58,11 @@ def paint_maskige(masks: Any, size: tuple[int, int] = (224, 224)) -> np.ndarray:
         raise ValueError(f"size: wanted (height, width) of 1 to {MAX_SIDE} pixels, got {size!r}.")
     height, width = sides
     masks = check_masks(masks)
-    order = _by_area(masks)
     # "nearest" picks pixels, so that it is enough to paint those
     rows, columns = _nearest(masks.shape[1], height), _nearest(masks.shape[2], width)
     pixels = (rows[:, None] * masks.shape[2] + columns).ravel()
-    index = np.zeros(height * width, dtype=np.uint8)
-    for rank in range(len(order), 0, -1):  # the largest first, so that the smaller ones end up on top
-        np.copyto(index, np.uint8(rank), where=masks[order[rank - 1]].ravel().take(pixels, mode="clip"))
+    order = by_area(masks)
+    index = paint_numbers(masks, order, np.arange(1, len(order) + 1), pixels)
     return PALETTE[index].reshape(height, width, 3)
 
 
@@ -74,18 +72,36 @@ def _nearest(length: int, wanted: int) -> np.ndarray:
     return np.asarray(ramp.resize((wanted, 1), Image.Resampling.NEAREST))[0].astype(np.intp)
 
 
-def _by_area(masks: np.ndarray) -> np.ndarray:
-    """Indices of at most the 255 largest masks, ascending by area; equal areas keep their order."""
+def by_area(masks: np.ndarray) -> np.ndarray:
+    """Indices of at most the 255 largest masks (K, H, W), ascending by area; equal areas keep their order."""
     areas = [np.count_nonzero(mask) for mask in masks]  # one by one: with `axis`, numpy adds up integers instead
     return np.argsort(areas, kind="stable")[-MAX_MASKS:]
 
 
 def maskige_index(masks: np.ndarray) -> np.ndarray:
     """Rank picture of boolean masks (K, H, W): uint8 (H, W), 0 = uncovered, 1 = the smallest mask, and so on."""
-    order = _by_area(masks)
-    index = np.zeros(masks.shape[1:], dtype=np.uint8)
-    for rank in range(len(order), 0, -1):  # the largest first, so that the smaller ones end up on top
-        np.copyto(index, np.uint8(rank), where=masks[order[rank - 1]])
+    order = by_area(masks)
+    return paint_numbers(masks, order, np.arange(1, len(order) + 1))
+
+
+def paint_numbers(
+    masks: np.ndarray, order: np.ndarray, numbers: np.ndarray, pixels: np.ndarray | None = None
+) -> np.ndarray:
+    """Give masks their colour numbers; where they overlap, the smaller one is on top.
+
+    Args:
+        masks: bool (K, H, W).
+        order: indices of the masks to paint, ascending by area ([`by_area`]).
+        numbers: of these masks, 1..255.
+        pixels: paint these only: indices (P,) into the flattened picture.
+
+    Returns:
+        uint8 (H, W), or (P,) with `pixels`; 0 = uncovered.
+    """
+    index = np.zeros(masks.shape[1:] if pixels is None else pixels.shape, dtype=np.uint8)
+    for mask, number in zip(order[::-1], numbers[::-1], strict=True):  # the largest first
+        where = masks[mask] if pixels is None else masks[mask].ravel().take(pixels, mode="clip")
+        np.copyto(index, np.uint8(number), where=where)
     return index
 
 

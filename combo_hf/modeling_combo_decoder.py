@@ -138,7 +138,6 @@ class ComboDecoder(nn.Module):
         scales: list[torch.Tensor],
         query_audio: torch.Tensor,
         all_layers: bool = False,
-        tap: dict[str, torch.Tensor] | None = None,
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Args: mask_features (F, d, h, w); scales: strides 32, 16, 8, each (F, d, ., .); query_audio (F, Q, d).
         Returns: (class logits (F, Q, K + 1), mask logits (F, Q, h, w)) of the learned queries and of every layer in
@@ -148,8 +147,6 @@ class ComboDecoder(nn.Module):
         queries = self.query_features.weight + query_audio  # (F, Q, d)
         query_pos = self.query_positions.weight.expand_as(queries)
         predictions = []
-        if tap is not None:
-            tap["query_init"] = queries
         for index, layer in enumerate(self.layers):
             level = index % 3
             if resized is None:
@@ -161,15 +158,14 @@ class ComboDecoder(nn.Module):
                 embedding = self.mask_head(self.layer_norm(queries))
                 logits = torch.einsum("fqd,fdhw->fqhw", embedding, resized[level])
             queries = layer(queries, query_pos, keys[level], values[level], visible_tokens(logits))
-            if tap is not None:
-                tap[f"decoder_layer/{index}"] = queries
         predictions.append(self._predict(queries, mask_features))
         return predictions
 
     def _memory(self, scales: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         keys, values = [], []
         for level, maps in enumerate(scales):
-            position = sine_position_embedding(*maps.shape[-2:], maps.shape[1], maps).flatten(2).transpose(1, 2)
+            _, dim, height, width = maps.shape
+            position = sine_position_embedding(height, width, dim, maps).flatten(2).transpose(1, 2)  # (1, S, d)
             values.append(maps.flatten(2).transpose(1, 2) + self.level_embed.weight[level])  # (F, S, d)
             keys.append(values[-1] + position)
         return keys, values

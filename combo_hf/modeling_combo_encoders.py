@@ -9,6 +9,8 @@ Axes: F packed frames, C channels, H W image, D audio embedding. See modeling_co
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as nnf
 from torch import nn
@@ -41,11 +43,10 @@ class ComboSiamEncoder(nn.Module):
     def __init__(self, config: ComboConfig) -> None:
         super().__init__()
         self.freeze_batch_norm = config.freeze_batch_norm
-        self.use_maskige = config.use_maskige
         self.backbone = build_backbone(config)
-        self.channels: list[int] = list(self.backbone.channels)
-        self.maskige_backbone = None
-        self.channel_weights = None
+        self.channels: list[int] = self.backbone.channels
+        self.maskige_backbone: nn.Module | None = None
+        self.channel_weights: nn.ModuleList | None = None
         if config.use_maskige:
             if not config.share_encoders:
                 self.maskige_backbone = build_backbone(config)
@@ -65,7 +66,7 @@ class ComboSiamEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor, maskige_values: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
         """Args: pixel_values (F, 3, H, W); maskige_values (F, 3, H, W) or None.
         Returns: four maps (F, C_l, H / 2^(l+1), W / 2^(l+1)), l = 1..4."""
-        if not self.use_maskige:
+        if maskige_values is None or self.channel_weights is None:
             return run_backbone(self.backbone, pixel_values)
         if self.maskige_backbone is None:
             both = run_backbone(self.backbone, torch.cat([pixel_values, maskige_values]))  # (2F, C_l, ., .)
@@ -89,7 +90,7 @@ def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Ten
     return tuple(level.to(pictures.dtype, memory_format=order) for level in maps)
 
 
-def build_backbone(config: ComboConfig) -> nn.Module:
+def build_backbone(config: ComboConfig) -> Any:
     """`AutoBackbone` with the two facts in which transformers' ports differ from what COMBO was trained with, and
     with faster ways to compute two of its layers ([`ComboFoldedConvolution`], [`ComboReducedAttention`]).
 
@@ -120,15 +121,20 @@ class ComboFoldedConvolution(nn.Module):
     the convolution, and a training step keeps one map per layer less.
     """
 
+    convolution: nn.Conv2d
+    normalization: nn.BatchNorm2d
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         convolution, norm = self.convolution, self.normalization
-        if norm.training or convolution.bias is not None or type(convolution) is not nn.Conv2d:  # an adapter, say
+        mean, variance = norm.running_mean, norm.running_var
+        folded = not norm.training and type(convolution) is nn.Conv2d and convolution.bias is None  # no adapter, say
+        if not folded or mean is None or variance is None:
             hidden_states = norm(convolution(hidden_states))
         else:
             kind = convolution.weight.dtype  # rounded once, at the end
-            factor = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+            factor = norm.weight.float() * (variance.float() + norm.eps).rsqrt()
             weight = (convolution.weight.float() * factor[:, None, None, None]).to(kind)
-            shift = (norm.bias.float() - norm.running_mean.float() * factor).to(kind)
+            shift = (norm.bias.float() - mean.float() * factor).to(kind)
             hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding,
                                        convolution.dilation, convolution.groups)  # fmt: skip
         activation = getattr(self, "activation", None)
@@ -139,6 +145,20 @@ class ComboFoldedConvolution(nn.Module):
 
 class ComboReducedAttention(nn.Module):
     """transformers' `PvtV2SelfAttention` by `scaled_dot_product_attention`: scores and shares are never stored."""
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    proj: nn.Linear
+    attn_drop: nn.Dropout
+    proj_drop: nn.Dropout
+    layer_norm: nn.LayerNorm
+    pool: nn.Module
+    spatial_reduction: nn.Module
+    act: nn.Module
+    num_attention_heads: int
+    spatial_reduction_ratio: int
+    linear_attention: bool
 
     def forward(
         self, hidden_states: torch.Tensor, height: int, width: int, output_attentions: bool = False
@@ -157,11 +177,13 @@ class ComboReducedAttention(nn.Module):
         key, value = split(self.key(reduced)), split(self.value(reduced))
         if output_attentions:
             shares = self.attn_drop((query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1))
-            context, extra = shares @ value, (shares,)
-        else:
-            dropout = self.attn_drop.p if self.training else 0.0
-            context, extra = nnf.scaled_dot_product_attention(query, key, value, dropout_p=dropout), ()
-        return self.proj_drop(self.proj(context.transpose(1, 2).flatten(2))), *extra
+            return self._project(shares @ value), shares
+        dropout = self.attn_drop.p if self.training else 0.0
+        return (self._project(nnf.scaled_dot_product_attention(query, key, value, dropout_p=dropout)),)
+
+    def _project(self, context: torch.Tensor) -> torch.Tensor:
+        """(F, M, N, C / M) -> (F, N, C)."""
+        return self.proj_drop(self.proj(context.transpose(1, 2).flatten(2)))
 
 
 RESIDUAL_LAYERS = ("ResNetBasicLayer", "ResNetBottleNeckLayer")

@@ -136,11 +136,8 @@ class ComboPixelDecoder(nn.Module):
     def reset_combo_parameters(self) -> None:
         init.normal_(self.level_embed)
 
-    def forward(
-        self, feature_maps: tuple[torch.Tensor, ...], tap: dict[str, torch.Tensor] | None = None
-    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Args: feature_maps: strides 4 to 32; tap: filled with intermediate states by name, for inspection and
-        parity.
+    def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Args: feature_maps: (F, C_l, ., .) of strides 4 to 32.
         Returns: mask features (F, d, h, w) and [(F, d, h/8, w/8), (F, d, h/4, w/4), (F, d, h/2, w/2)]."""
         projected = [
             project(maps) for project, maps in zip(self.input_projections, reversed(feature_maps[1:]), strict=True)
@@ -156,10 +153,8 @@ class ComboPixelDecoder(nn.Module):
             dim=1,
         )  # (1, S, d)
         reference = torch.cat([cell_centres(h, w, hidden.device) for h, w in shapes])  # (S, 2)
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             hidden = layer(hidden, position, reference, shapes)
-            if tap is not None:
-                tap[f"pixel_encoder_layer/{index}"] = hidden
         scales = [
             tokens.transpose(1, 2).unflatten(2, shape)
             for tokens, shape in zip(hidden.split([h * w for h, w in shapes], dim=1), shapes, strict=True)

@@ -35,17 +35,18 @@ def deformable_sampling(
     frames, tokens, dim = value.shape
     heads, points = offsets.shape[2], offsets.shape[4]
     centre = (2 * reference - 1)[None, :, None, None]  # (1, S, 1, 1, 2) in grid_sample's [-1, 1]
-    total, start = None, 0
+    total, start = value.new_zeros(()), 0
     for level, (height, width) in enumerate(shapes):
         maps = value[:, start : start + height * width].unflatten(2, (heads, -1))  # (F, h*w, M, d/M)
         maps = maps.permute(0, 2, 3, 1).reshape(frames * heads, dim // heads, height, width)
         start += height * width
-        pixel = offsets.new_tensor([2 / width, 2 / height])
-        grid = (offsets[:, :, :, level] * pixel + centre).transpose(1, 2).flatten(0, 1)  # (F*M, S, P, 2)
-        read = nnf.grid_sample(maps, grid.to(maps), mode="bilinear", padding_mode="zeros", align_corners=False)
+        x, y = offsets[:, :, :, level].unbind(-1)  # Python numbers as factors: a tensor of them would wait for a GPU
+        grid = (torch.stack([x * (2 / width), y * (2 / height)], -1) + centre).transpose(1, 2).flatten(0, 1)
+        read = nnf.grid_sample(
+            maps, grid.to(maps), mode="bilinear", padding_mode="zeros", align_corners=False
+        )  # of grid (F*M, S, P, 2)
         share = weights[:, :, :, level].transpose(1, 2).reshape(frames * heads, 1, tokens, points)
-        level_sum = (read * share).sum(-1)  # (F*M, d/M, S)
-        total = level_sum if total is None else total + level_sum
+        total = total + (read * share).sum(-1)  # (F*M, d/M, S)
     return total.view(frames, dim, tokens).transpose(1, 2)
 
 

@@ -11,6 +11,7 @@ Axes: T frames of a phase, F packed frames of a window or batch, K classes, H W 
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import GeneratorType
@@ -22,15 +23,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers.pipelines.base import ChunkPipeline
 
-from .checks_combo import check_outputs
-from .label_maps_combo import class_scores, highest_class
-from .pipeline_combo_inputs import WANTED, Window, iter_windows
+from .label_maps_combo import check_outputs, enlarge, segment
+from .modeling_combo import ComboForAudioVisualSegmentation
+from .pipeline_combo_inputs import WANTED, Window, WindowInputs, pack_windows, read_open_file
+from .processing_combo import ComboProcessor
 from .proposals_combo import get_proposal_generator
 from .remote_code_combo import push_arguments
 
 
 OPTIONS = ("fps", "classes", "min_area", "return_maps", "progress")
-TENSORS = ("pixel_values", "maskige_values", "input_features", "num_frames")
 
 
 class AudioVisualSegmentationPipeline(ChunkPipeline):
@@ -52,11 +53,14 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         [{"label": "bell", "score": 0.93, "mask": <PIL.Image.Image mode=L size=320x240>}]
     """
 
-    _load_processor = True
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    model: ComboForAudioVisualSegmentation
+    processor: ComboProcessor
+
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_video_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
 
     def __init__(self, *args: Any, proposal_generator: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -68,13 +72,14 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             generator = get_proposal_generator(proposal_generator) if self.model.config.use_maskige else None
             self.processor.proposal_generator = generator
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Segment one input, a list of inputs, or a generator of inputs (lazily).
 
         Args:
-            inputs: path, bytes, http(s) URL, [`Clip`], or a dict with `frames` (PIL images or `(T, H, W, 3)`, `fps`
-                per second), `audio` (array or `None` for silence), `sampling_rate`, and optionally `maskiges` (one RGB
-                image per frame) or `masks` (one bool `(K, H, W)` per frame).
+            inputs: path, bytes, file opened as "rb", http(s) URL, [`Clip`], or a dict with `frames` (PIL images or
+                `(T, H, W, 3)`, `fps` per second), `audio` (array or `{"array", "sampling_rate"}`; `None` for silence),
+                `sampling_rate`, and optionally `maskiges` (one RGB image per frame) or `masks` (one bool `(K, H, W)`
+                per frame).
             fps (`int`): frames per second to segment, default 1.
             classes (`list[str]`): keep only these labels.
             min_area (`int`): drop segments of fewer pixels at source size.
@@ -94,6 +99,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             ValueError: an empty list, unusable media (`MediaError`) or arrays; the message says what was wanted.
             TypeError: an input of another kind, an unknown option.
         """
+        inputs = read_open_file(inputs)  # which is an iterator of lines, too
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         elif isinstance(inputs, Iterator) and not isinstance(inputs, GeneratorType):
@@ -175,31 +181,15 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             forward["return_maps"] = bool(return_maps)
         return preprocess, forward, {}
 
-    def preprocess(self, source: Any, fps: int = 1, progress: Any = None) -> Iterator[dict[str, Any]]:
+    def preprocess(self, source: Any, fps: int = 1, progress: Any = None) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Network inputs of every window of one input, packed along F, with the window itself beside them."""
-        for window in iter_windows(source, self.model.config.num_frames, fps, count=progress is not None):
-            phases = [range(phase, len(window.frames), window.fps) for phase in range(window.fps)]
-            phases = [phase for phase in phases if len(phase)]
-            batch = self.processor(
-                frames=[[window.frames[frame] for frame in phase] for phase in phases],
-                audio=[window.waveform] * len(phases),
-                sampling_rate=window.sampling_rate,
-                maskiges=_deal(window.maskiges, phases),
-                masks=_deal(window.masks, phases),
-                return_tensors="pt",
-            )
-            inputs = {name: batch[name] for name in TENSORS if name in batch}
-            if not self.model.config.use_maskige:
-                inputs.pop("maskige_values", None)
-            elif "maskige_values" not in inputs:
-                raise ValueError(
-                    "this model takes Maskiges and the processor has no proposal generator: pass 'maskiges' or "
-                    "'masks' with the frames, or build the pipeline with proposal_generator='superpixels'."
-                )
-            order = np.argsort(np.concatenate([np.asarray(phase) for phase in phases]), kind="stable")
-            yield {"inputs": inputs, "window": window, "order": order}
+        yield from self._window_inputs(fps, progress)(source)
 
-    def _forward(
+    def _window_inputs(self, fps: int = 1, progress: Any = None) -> WindowInputs:
+        config = self.model.config
+        return WindowInputs(self.processor, config.num_frames, config.use_maskige, fps, count=progress is not None)
+
+    def _forward(  # type: ignore[override]
         self,
         batch: dict[str, Any],
         class_ids: frozenset[int] | None = None,
@@ -213,37 +203,38 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         }
         outputs = self.model(**inputs)
         classes, masks = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
+        check_outputs(classes, masks, [len(window.frames) for window in batch["windows"]], None)
         windows, first = [], 0
-        for window, order in zip(batch["windows"], batch["orders"], strict=True):
+        for window in batch["windows"]:
             frames = []
-            for frame, packed in enumerate(order):
-                row = slice(first + int(packed), first + int(packed) + 1)
-                logits = {"class_queries_logits": classes[row], "masks_queries_logits": masks[row]}
-                entry = self._segment(logits, window.frames[frame].size, class_ids, min_area, return_maps)
-                entry = {"timestamp": float(window.times[frame]), **entry}
+            for row, picture, time in zip(window.packed_rows(), window.frames, window.times, strict=True):
+                row += first
+                entry = self._segment(classes[row], masks[row], picture.size, class_ids, min_area, return_maps)
+                entry = {"timestamp": float(time), **entry}
                 if return_maps:
-                    entry["image"] = window.frames[frame]
-                    entry["maskige"] = self._maskige(batch["inputs"].get("maskige_values"), row)
+                    entry |= {"image": picture, "maskige": self._maskige(batch["inputs"].get("maskige_values"), row)}
                 frames.append(entry)
-            first += len(order)
+            first += len(window.frames)
             windows.append(_facts(window, frames, return_maps))
         return {"windows": windows}
 
     def _segment(
         self,
-        logits: dict[str, torch.Tensor],
+        classes: torch.Tensor,
+        masks: torch.Tensor,
         size: tuple[int, int],
         class_ids: frozenset[int] | None,
         min_area: int,
         return_maps: bool,
     ) -> dict[str, Any]:
-        """Label map and segments of one frame at source size (W, H), and on request its maps."""
+        """Label map and segments of one frame at source size (W, H), and on request its maps.
+
+        classes: class logits (Q, K + 1); masks: mask logits (Q, h, w).
+        """
         target = (size[1], size[0])
-        # Scores at input size, enlarged class by class where needed: all classes of a 1080p frame would take 0.6 GB.
-        classes, masks = logits["class_queries_logits"], logits["masks_queries_logits"]
-        scores = class_scores(classes[0], masks[0], check_outputs(classes, masks, [1], None)[0])
-        labels, best = highest_class(scores, target)  # (H, W) each, of scores (K, h, w)
-        total = _enlarge(scores.sum(0), target).clamp_min(1e-8)
+        # Scores stay at input size: those of all classes of a 1080p frame would take 0.6 GB.
+        labels, best, scores = segment(classes, masks, target)  # (H, W), (H, W), (K, h, w)
+        total = enlarge(scores.sum(0, keepdim=True), target)[0].clamp_min(1e-8)
         shares = best / total
         dtype = torch.uint8 if self.model.config.num_labels <= 256 else torch.int32
         labels = labels.to(dtype)
@@ -261,14 +252,16 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         segments.sort(key=lambda segment: -segment["score"])
         frame: dict[str, Any] = {"segments": segments, "label_map": labels.cpu().numpy()}
         if return_maps:
-            frame["heat_map"] = (1 - _enlarge(scores[0], target) / total).clamp(0, 1).cpu().numpy()
+            frame["heat_map"] = (1 - enlarge(scores[:1], target)[0] / total).clamp(0, 1).cpu().numpy()
             frame["scores"] = (scores / scores.sum(0, keepdim=True).clamp_min(1e-8)).cpu().numpy()
         return frame
 
-    def _maskige(self, values: torch.Tensor | None, row: slice) -> Image.Image | None:
-        return None if values is None else Image.fromarray(self.processor.image_processor.denormalize(values[row])[0])
+    def _maskige(self, values: torch.Tensor | None, row: int) -> Image.Image | None:
+        if values is None:
+            return None
+        return Image.fromarray(self.processor.image_processor.denormalize(values[row, None])[0])
 
-    def postprocess(self, windows: list[dict[str, Any]]) -> dict[str, Any]:
+    def postprocess(self, windows: list[dict[str, Any]]) -> dict[str, Any]:  # type: ignore[override]
         """One result out of all windows of an input."""
         return self._result(windows)
 
@@ -292,11 +285,14 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     def _windows(
         self, inputs: Iterable[Any], num_workers: int, batch_size: int, preprocess: dict, forward: dict
     ) -> Iterator[dict[str, Any]]:
+        workers = min(num_workers, 1)  # several workers would each prepare every input
+        if workers and isinstance(inputs, Iterator) and multiprocessing.get_start_method() != "fork":
+            raise ValueError("num_workers: a generator cannot be handed to a worker process here; use 0, or a list.")
         loader = DataLoader(
-            _Prepared(inputs, lambda source: self.preprocess(source, **preprocess)),
+            _Prepared(inputs, self._window_inputs(**preprocess)),
             batch_size=_check_count("batch_size", batch_size, 1),
-            num_workers=min(num_workers, 1),  # several workers would each prepare every input
-            collate_fn=_pack,
+            num_workers=workers,
+            collate_fn=pack_windows,
             generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
         )
         for batch in loader:
@@ -326,7 +322,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
 class _Prepared(IterableDataset):
     """Prepared windows of all inputs, one after the other."""
 
-    def __init__(self, inputs: Iterable[Any], prepare: Callable[[Any], Iterator[dict[str, Any]]]) -> None:
+    def __init__(self, inputs: Any, prepare: WindowInputs) -> None:
         self.inputs = inputs
         self.prepare = prepare
 
@@ -336,16 +332,6 @@ class _Prepared(IterableDataset):
             sources = (self.inputs[index] for index in range(len(self.inputs)))
         for source in sources:
             yield from self.prepare(source)
-
-
-def _pack(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Windows -> one batch, packed along F; nothing is padded."""
-    names = items[0]["inputs"]
-    return {
-        "inputs": {name: torch.cat([item["inputs"][name] for item in items]) for name in names},
-        "windows": [item["window"] for item in items],
-        "orders": [item["order"] for item in items],
-    }
 
 
 def _facts(window: Window, frames: list[dict[str, Any]], return_maps: bool) -> dict[str, Any]:
@@ -361,17 +347,6 @@ def _facts(window: Window, frames: list[dict[str, Any]], return_maps: bool) -> d
         "warnings": window.warnings,
         "waveform": window.waveform if return_maps else None,
     }
-
-
-def _deal(entries: Sequence[Any] | None, phases: list[range]) -> list[list[Any]] | None:
-    return None if entries is None else [[entries[frame] for frame in phase] for phase in phases]
-
-
-def _enlarge(values: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear (h, w) -> (H, W), as label maps are made."""
-    if tuple(values.shape) == size:
-        return values
-    return torch.nn.functional.interpolate(values[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def _check_count(name: str, value: Any, least: int) -> int:

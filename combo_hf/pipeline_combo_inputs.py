@@ -1,81 +1,170 @@
-"""What the pipeline takes, cut into windows: films by path, bytes or URL, clips, and plain arrays."""
+"""What the pipeline takes, cut into windows: videos by path, bytes or URL, open files, clips, and plain arrays."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
 
 from .feature_extraction_combo import to_mono
 from .image_processing_combo import to_rgb
-from .media_combo import FRAME_OFFSET, SAMPLING_RATE, iter_clips, probe_media
+from .media_combo import FRAME_OFFSET, SAMPLING_RATE, Clip, iter_clips, probe_media
+from .processing_combo import ComboProcessor
 
 
 WANTED = (
-    "a path, bytes, an http(s) URL, a Clip, or {'frames': [...], 'audio': array, 'sampling_rate': 16000} "
-    "with optional 'maskiges' or 'masks'"
+    "a path, bytes, a file opened as 'rb', an http(s) URL, a Clip, or {'frames': [...], 'audio': array, "
+    "'sampling_rate': 16000} with optional 'maskiges' or 'masks'"
 )
+KEYS = ("frames", "audio", "sampling_rate", "maskiges", "masks")
+TENSORS = ("pixel_values", "maskige_values", "input_features", "num_frames")
 
 
 @dataclass
-class Window:
-    """Some seconds of one input. `frames` in time order, `times` in seconds from the start of the input."""
+class Window(Clip):
+    """Some seconds of one input: a [`Clip`], and what goes with it.
 
-    frames: list[Image.Image]
-    waveform: np.ndarray
-    sampling_rate: int
-    times: np.ndarray
-    fps: int
-    has_audio: bool
-    index: int
-    is_last: bool
+    Attributes:
+        fps (`int`): frames per second.
+        total (`int`, *optional*): windows of the whole input; `None` where unknown.
+        maskiges, masks (*optional*): given with the frames, one entry for each.
+    """
+
+    fps: int = 1
     total: int | None = None
     maskiges: Sequence[Any] | None = None
     masks: Sequence[Any] | None = None
-    warnings: list[str] = field(default_factory=list)
+
+    def phases(self) -> list[range]:
+        """Frames by place within their second: at n frames per second n clips of one frame per second each."""
+        phases = [range(phase, len(self.frames), self.fps) for phase in range(self.fps)]
+        return [phase for phase in phases if len(phase)]
+
+    def packed_rows(self) -> list[int]:
+        """For every frame, in time order, its row of the tensors, in which one phase is packed after the other."""
+        return np.argsort(np.concatenate([np.asarray(phase) for phase in self.phases()]), kind="stable").tolist()
+
+
+@dataclass
+class WindowInputs:
+    """Network inputs of every window of one input; can be handed to a worker process.
+
+    Attributes:
+        processor ([`ComboProcessor`])
+        seconds (`int`): length of a window; the last one is shorter.
+        use_maskige (`bool`): of the model.
+        fps (`int`): frames per second.
+        count (`bool`): fill `total`, which for a file costs opening it once more.
+    """
+
+    processor: ComboProcessor
+    seconds: int
+    use_maskige: bool
+    fps: int = 1
+    count: bool = False
+
+    def __call__(self, source: Any) -> Iterator[dict[str, Any]]:
+        """For every window `inputs`, tensors packed along F, and the `window` itself.
+
+        Raises:
+            ValueError: unusable media or arrays; no Maskiges for a model that takes them.
+            TypeError: another kind of input.
+        """
+        for window in iter_windows(source, self.seconds, self.fps, self.count):
+            phases = window.phases()
+            batch = self.processor(
+                frames=_deal(window.frames, phases),
+                audio=[window.waveform] * len(phases),
+                sampling_rate=window.sampling_rate,
+                maskiges=None if window.maskiges is None else _deal(window.maskiges, phases),
+                masks=None if window.masks is None else _deal(window.masks, phases),
+                return_tensors="pt",
+            )
+            inputs = {name: batch[name] for name in TENSORS if name in batch}
+            if not self.use_maskige:
+                inputs.pop("maskige_values", None)
+            elif "maskige_values" not in inputs:
+                raise ValueError(
+                    "this model takes Maskiges and the processor has no proposal generator: pass 'maskiges' or "
+                    "'masks' with the frames, or build the pipeline with proposal_generator='superpixels'."
+                )
+            yield {"inputs": inputs, "window": window}
+
+
+def pack_windows(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Windows -> one batch, packed along F; nothing is padded."""
+    names = items[0]["inputs"]
+    return {
+        "inputs": {name: torch.cat([item["inputs"][name] for item in items]) for name in names},
+        "windows": [item["window"] for item in items],
+    }
 
 
 def iter_windows(source: Any, seconds: int, fps: int, count: bool) -> Iterator[Window]:
     """Windows of one input.
 
     Args:
-        source: path, bytes, URL, dict, or clip (anything with `frames`, `waveform`, `sampling_rate`, `times`,
-            `has_audio`).
-        seconds: length of a window; the last one is shorter.
-        fps: frames per second.
-        count: fill `total`, which for a file costs opening it once more.
+        source: path, bytes, open file, URL, dict, or clip (anything with `frames`, `waveform`, `sampling_rate`,
+            `times`, `has_audio`).
+        seconds, fps, count: as in [`WindowInputs`].
 
     Raises:
         ValueError: unusable media or arrays.
         TypeError: another kind of input.
     """
+    source = read_open_file(source)
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
         total = None
         if count and not (isinstance(source, str) and "://" in source):  # a URL would be downloaded once more
             total = max(1, -(-probe_media(source).seconds // seconds))
         for clip in iter_clips(source, frames_per_clip=seconds, fps=fps):
-            yield Window(clip.frames, clip.waveform, clip.sampling_rate, clip.times, fps, clip.has_audio,
-                         clip.index, clip.is_last, total, warnings=clip.warnings)  # fmt: skip
+            yield Window(**vars(clip), fps=fps, total=total)
     elif isinstance(source, Mapping):
         yield from _slice(_from_mapping(source, fps), seconds)
     elif hasattr(source, "frames") and hasattr(source, "waveform"):
-        spacing = float(source.times[1] - source.times[0]) if len(source.times) > 1 else 1.0 / fps
-        own = max(1, round(1 / spacing))  # a clip was read at some rate; that rate counts, not the option
-        yield from _slice(
-            Window(list(source.frames), source.waveform, source.sampling_rate, source.times, own, source.has_audio, 0,
-                   True, warnings=getattr(source, "warnings", [])), seconds)  # fmt: skip
+        yield from _slice(_from_clip(source, fps), seconds)
     else:
         raise TypeError(f"got {type(source).__name__}; pass {WANTED}, or a list of these.")
 
 
+def read_open_file(source: Any) -> Any:
+    """The bytes of an open file; anything else as it is.
+
+    Raises:
+        TypeError: a file that was opened as text.
+    """
+    if not hasattr(source, "read"):
+        return source
+    data = source.read()
+    if not isinstance(data, bytes):
+        raise TypeError(f"got a file opened as text ({type(source).__name__}); open it as 'rb', or pass its path.")
+    return data
+
+
+def _from_clip(source: Any, fps: int) -> Window:
+    """A clip was read at some rate; that rate counts, not the option."""
+    spacing = float(source.times[1] - source.times[0]) if len(source.times) > 1 else 1.0 / fps
+    return Window(
+        frames=list(source.frames),
+        waveform=np.asarray(source.waveform),
+        sampling_rate=source.sampling_rate,
+        times=source.times,
+        start=getattr(source, "start", 0.0),
+        index=0,
+        is_last=True,
+        has_audio=source.has_audio,
+        warnings=getattr(source, "warnings", []),
+        fps=max(1, round(1 / spacing)),
+    )
+
+
 def _from_mapping(source: Mapping[str, Any], fps: int) -> Window:
     """Check `{"frames", "audio", "sampling_rate", "maskiges", "masks"}` and bring it into one form."""
-    unknown = set(source) - {"frames", "audio", "sampling_rate", "maskiges", "masks"}
-    if unknown or source.get("frames") is None:
+    if set(source) - set(KEYS) or source.get("frames") is None:
         raise ValueError(f"got a dict with {sorted(map(str, source))}; pass {WANTED}.")
     frames = [to_rgb(frame, f"frames[{index}]") for index, frame in enumerate(source["frames"])]
     if not frames:
@@ -86,15 +175,36 @@ def _from_mapping(source: Mapping[str, Any], fps: int) -> Window:
     for name in ("maskiges", "masks"):
         if source.get(name) is not None and len(source[name]) != len(frames):
             raise ValueError(f"{name!r} has {len(source[name])} entries for {len(frames)} frames; pass one per frame.")
-    rate = source.get("sampling_rate")
-    has_audio = source.get("audio") is not None
-    if has_audio and rate is None:
+    waveform, rate = _sound_of(source)
+    return Window(
+        frames=frames,
+        waveform=np.zeros(1, dtype=np.float32) if waveform is None else waveform,
+        sampling_rate=rate,
+        times=(np.arange(len(frames)) + FRAME_OFFSET) / fps,
+        start=0.0,
+        index=0,
+        is_last=True,
+        has_audio=waveform is not None,
+        fps=fps,
+        maskiges=source.get("maskiges"),
+        masks=source.get("masks"),
+    )
+
+
+def _sound_of(source: Mapping[str, Any]) -> tuple[np.ndarray | None, int]:
+    """Samples (N,) float32, or `None`, and their rate; `audio` may be `{"array", "sampling_rate"}` as in datasets."""
+    audio, rate = source.get("audio"), source.get("sampling_rate")
+    if isinstance(audio, Mapping):
+        if audio.get("array") is None or rate not in (None, audio.get("sampling_rate")):
+            raise ValueError(
+                f"'audio': wanted an array, or {{'array', 'sampling_rate'}}, got {sorted(audio)}, {rate}."
+            )
+        audio, rate = audio["array"], audio.get("sampling_rate")
+    if audio is None:
+        return None, SAMPLING_RATE
+    if rate is None:
         raise ValueError("'audio' without 'sampling_rate': say how many samples per second it has.")
-    waveform = to_mono(source["audio"]).numpy().astype(np.float32) if has_audio else np.zeros(1, dtype=np.float32)
-    rate = int(rate) if has_audio else SAMPLING_RATE
-    times = (np.arange(len(frames)) + FRAME_OFFSET) / fps
-    return Window(frames, waveform, rate, times, fps, has_audio, 0, True, None,
-                  source.get("maskiges"), source.get("masks"))  # fmt: skip
+    return to_mono(audio).numpy().astype(np.float32), int(rate)
 
 
 def _slice(whole: Window, seconds: int) -> Iterator[Window]:
@@ -107,19 +217,21 @@ def _slice(whole: Window, seconds: int) -> Iterator[Window]:
         part = slice(index * step, (index + 1) * step)
         frames = whole.frames[part]
         length = -(-len(frames) // whole.fps) * whole.sampling_rate
-        start = index * seconds * whole.sampling_rate
-        waveform = np.asarray(whole.waveform)[start : start + length]
-        yield Window(
+        first = index * seconds * whole.sampling_rate
+        waveform = whole.waveform[first : first + length]
+        yield replace(
+            whole,
             frames=frames,
             waveform=np.pad(waveform, (0, length - len(waveform))),
-            sampling_rate=whole.sampling_rate,
             times=whole.times[part],
-            fps=whole.fps,
-            has_audio=whole.has_audio,
+            start=whole.start + index * seconds,
             index=index,
             is_last=index == total - 1,
             total=total,
             maskiges=None if whole.maskiges is None else whole.maskiges[part],
             masks=None if whole.masks is None else whole.masks[part],
-            warnings=whole.warnings,
         )
+
+
+def _deal(entries: Sequence[Any], phases: list[range]) -> list[list[Any]]:
+    return [[entries[frame] for frame in phase] for phase in phases]

@@ -17,12 +17,11 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from .checks_combo import blaming
 from .feature_extraction_combo import ComboFeatureExtractor
 from .image_processing_combo import ComboImageProcessor, to_batch, to_rgb
 from .maskige_combo import check_masks, paint_maskige
-from .proposals_combo import get_proposal_generator, is_harmless
-from .remote_code_combo import PROCESSOR_ENTRIES, announced_code, push_arguments, write_code
+from .proposals_combo import ProposalGenerator, get_proposal_generator, is_harmless
+from .remote_code_combo import PROCESSOR_ENTRIES, announced_code, push_arguments, reading, write_code
 
 
 class ComboProcessor(ProcessorMixin):
@@ -33,20 +32,22 @@ class ComboProcessor(ProcessorMixin):
         feature_extractor ([`ComboFeatureExtractor`], *optional*): default: VGGish log-mel.
         proposal_generator (*optional*, defaults to `"superpixels"`): what makes Maskiges out of frames that come
             without: a name, a dict with `"name"` and parameters, a callable (frames -> boolean masks), or `None` for
-                a model that
-            takes no Maskiges: the batch then has no `maskige_values` unless `maskiges` or `masks` are passed. A
-                callable
-            without `to_dict()` cannot be saved and is `None` in the saved processor.
+            a model that takes no Maskiges: the batch then has no `maskige_values` unless `maskiges` or `masks` are
+            passed. A callable without `to_dict()` cannot be saved and is `None` in the saved processor.
         num_frames (`int`, *optional*, defaults to 5): seconds per clip the model was trained for; films are cut by it.
 
     Raises:
         ValueError: `num_frames` below 1.
     """
 
+    image_processor: ComboImageProcessor
+    feature_extractor: ComboFeatureExtractor
+    _generator: ProposalGenerator | None
+
     def __init__(
         self,
-        image_processor: Any = None,
-        feature_extractor: Any = None,
+        image_processor: ComboImageProcessor | None = None,
+        feature_extractor: ComboFeatureExtractor | None = None,
         proposal_generator: Any = "superpixels",
         num_frames: int = 5,
     ) -> None:
@@ -86,7 +87,7 @@ class ComboProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in the base class; a damaged file is a `ValueError`, whatever is wrong with it."""
-        with blaming(f"{pretrained_model_name_or_path}: processor_config.json"):
+        with reading(f"{pretrained_model_name_or_path}: processor_config.json"):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
@@ -184,8 +185,8 @@ class ComboProcessor(ProcessorMixin):
         waveforms = _as_audio(audio, single, len(clips))
         if maskiges is not None and masks is not None:
             raise ValueError("Got both maskiges and masks: pass ready Maskiges or masks to paint, not both.")
-        maskiges = _per_frame("maskiges", maskiges, single, counts)
-        masks = _per_frame("masks", masks, single, counts)
+        maskiges = None if maskiges is None else _per_frame("maskiges", maskiges, single, counts)
+        masks = None if masks is None else _per_frame("masks", masks, single, counts)
         pictures = self._maskiges(clips, maskiges, masks)
         labels = _as_labels(segmentation_maps, label_frames, single, counts)
         data = dict(self.image_processor.preprocess(_flatten(clips), pictures, labels))
@@ -302,10 +303,8 @@ def _nested(name: str, entries: Any, single: bool, num_clips: int) -> list[list[
     return [list(clip) for clip in nested]
 
 
-def _per_frame(name: str, entries: Any, single: bool, counts: list[int]) -> list[list[Any]] | None:
-    """Entries nested as the frames are, or `None`."""
-    if entries is None:
-        return None
+def _per_frame(name: str, entries: Any, single: bool, counts: list[int]) -> list[list[Any]]:
+    """Entries nested as the frames are."""
     nested = _nested(name, entries, single, len(counts))
     for index, (clip, count) in enumerate(zip(nested, counts, strict=True)):
         if len(clip) != count:

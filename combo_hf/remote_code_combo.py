@@ -44,8 +44,8 @@ CUSTOM_PIPELINES = {
     }
 }
 # What goes into config.json, and what into processor_config.json.
-ENTRIES = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
-PROCESSOR_ENTRIES = {
+ENTRIES: dict[str, dict[str, Any]] = {"auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+PROCESSOR_ENTRIES: dict[str, dict[str, Any]] = {
     "auto_map": {name: AUTO_MAP[name] for name in ("AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")}
 }
 
@@ -130,3 +130,21 @@ def push_arguments(save_directory: str | os.PathLike, options: dict[str, Any]) -
     if options.get("max_shard_size") is not None:
         arguments["max_shard_size"] = options["max_shard_size"]
     return arguments
+
+
+@contextmanager
+def reading(file: str) -> Iterator[None]:
+    """While one settings file is read: whatever transformers trips over, the file is damaged.
+
+    Args:
+        file: how to call it in the error.
+
+    Raises:
+        ValueError: in place of an `AttributeError` and the like.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"{file} is damaged, or of another kind ({type(error).__name__}: {error}).") from error

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from combo_hf.benchmarking.timing import Variant
+from combo_hf.label_maps_combo import class_scores
 
 
 @dataclass
@@ -124,8 +125,8 @@ def make_inputs(config: Any, clips: Sequence[int], seed: int = 0, device: str = 
 
 def label_maps(classes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Class of every pixel (F, h, w) of class logits (F, Q, K + 1) and mask logits (F, Q, h, w)."""
-    shares = classes.float().softmax(-1)[..., :-1]
-    return torch.einsum("fqk,fqhw->fkhw", shares, masks.float().sigmoid()).argmax(1)
+    frames = zip(classes, masks, strict=True)
+    return torch.stack([class_scores(*frame, masks.shape[-2:]).argmax(0) for frame in frames])
 
 
 def largest_difference(wanted: Any, got: Any) -> str:

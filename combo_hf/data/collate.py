@@ -18,7 +18,7 @@ from PIL import Image
 
 from combo_hf.data.rows import ClipPictures, make_pictures, read_row
 from combo_hf.feature_extraction_combo import LOG_OFFSET
-from combo_hf.image_processing_combo import IGNORE_INDEX, ComboImageProcessor
+from combo_hf.image_processing_combo import ComboImageProcessor, frame_targets, normalize
 
 
 IMAGE_MEAN, IMAGE_STD = ComboImageProcessor.image_mean, ComboImageProcessor.image_std
@@ -174,8 +174,6 @@ class ComboCollator:
 
     def __init__(self, use_maskige: bool = True) -> None:
         self.use_maskige = use_maskige
-        self._mean = torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1)
-        self._std = torch.tensor(IMAGE_STD).view(1, 3, 1, 1)
 
     def __call__(self, examples: Sequence[ClipExample | Mapping[str, Any]]) -> dict[str, Any]:
         """Pack clips.
@@ -211,7 +209,7 @@ class ComboCollator:
         }
 
     def _normalise(self, pictures: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(pictures).float().sub_(self._mean).div_(self._std)
+        return normalize(torch.cat(pictures), IMAGE_MEAN, IMAGE_STD)
 
 
 def as_example(entry: ClipExample | Mapping[str, Any]) -> ClipExample:
@@ -230,16 +228,6 @@ def as_example(entry: ClipExample | Mapping[str, Any]) -> ClipExample:
     if missing or not torch.is_tensor(entry["frames"]):
         raise ValueError(f"a batch: its rows need the tensors that ComboTransform makes; missing: {missing or 'all'}.")
     return ClipExample(**{name: entry[name] for name in names})
-
-
-def frame_targets(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Label map (H, W) -> one binary mask per class present, background included: (C, H, W) float, and (C,) int64.
-
-    Ignored pixels (255) belong to no mask.
-    """
-    classes = torch.unique(mask)
-    classes = classes[classes != IGNORE_INDEX]
-    return (mask[None] == classes[:, None, None]).float(), classes.long()
 
 
 def _recolour(frames: torch.Tensor, factors: list[float]) -> torch.Tensor:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as nnf
 
 from combo_hf.data.collate import ClipExample, ComboCollator
+from combo_hf.label_maps_combo import class_scores, input_size
 from combo_hf.metrics import SemanticScores, f_measure, jaccard
 
 
@@ -101,15 +101,17 @@ def predict_class_maps(model: torch.nn.Module, examples: Sequence[ClipExample]) 
     maps = []
     for example, classes, masks in predictions:
         known = example.label_frames.to(device)
-        maps.append(class_maps_of(classes[known], masks[known], tuple(example.frames.shape[2:])))
+        maps.append(class_maps_of(classes[known], masks[known]))
     return maps
 
 
-def class_maps_of(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(A, Q, K + 1) and (A, Q, h, w) -> (A, K, H, W), the release's semantic inference; sums, not probabilities."""
-    classes = class_logits.float().softmax(-1)[..., :-1]  # (A, Q, K)
-    masks = nnf.interpolate(mask_logits.float(), size=size, mode="bilinear", align_corners=False).sigmoid()
-    return torch.einsum("aqk,aqhw->akhw", classes, masks)
+def class_maps_of(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torch.Tensor:
+    """(A, Q, K + 1) and (A, Q, h, w) -> [`class_scores`] of every frame, (A, K, H, W) at the network's input size."""
+    height, width = input_size(mask_logits)
+    maps = mask_logits.new_empty(len(class_logits), class_logits.shape[-1] - 1, height, width, dtype=torch.float32)
+    for index, frame in enumerate(zip(class_logits, mask_logits, strict=True)):
+        maps[index] = class_scores(*frame)
+    return maps
 
 
 def sounding_scores(class_maps: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from combo_hf.maskige_combo import MAX_MASKS, PALETTE, check_masks, maskige_index
+from combo_hf.maskige_combo import MAX_MASKS, PALETTE, by_area, check_masks, maskige_index, paint_numbers
 
 
 MATCH_SIDE = 128  # masks are compared at this size
@@ -68,15 +68,11 @@ class StableNumbers:
 
     def index(self, masks: np.ndarray) -> np.ndarray:
         """Numbers of the next frame's pixels: bool (K, H, W) -> uint8 (H, W); small masks lie on top."""
-        areas = np.count_nonzero(masks, axis=(1, 2))
-        order = np.argsort(areas, kind="stable")[-MAX_MASKS:]
+        order = by_area(masks)
         small = _sample(masks[order])  # (K, n)
         numbers = self._assign(small)
         self.before, self.numbers = small, numbers
-        index = np.zeros(masks.shape[1:], dtype=np.uint8)
-        for place in range(len(order) - 1, -1, -1):
-            index[masks[order[place]]] = numbers[place]
-        return index
+        return paint_numbers(masks, order, numbers)
 
     def _assign(self, masks: np.ndarray) -> np.ndarray:
         if self.before is None:

@@ -152,7 +152,7 @@ def test_class_maps_are_those_of_the_image_processor():
     maps = ComboImageProcessor(size=32).post_process_semantic_segmentation(
         {"class_queries_logits": classes, "masks_queries_logits": masks}, [2], return_scores=True
     )
-    torch.testing.assert_close(class_maps_of(classes, masks, (32, 32)), maps.scores[0])
+    torch.testing.assert_close(class_maps_of(classes, masks), maps.scores[0])
 
 
 def test_two_classes_score_as_in_the_release():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from states import watch_decoder
 
 import combo_hf.modeling_combo_decoder as decoder_module
 
@@ -107,12 +108,12 @@ class AttentionTies:
         """Outputs and arguments of every layer."""
         received: list[tuple] = []
         hooks = [layer.register_forward_pre_hook(lambda _, args: received.append(args)) for layer in decoder.layers]
-        tap: dict[str, torch.Tensor] = {}
         self.logits.clear()
-        decoder(*inputs, tap=tap)
+        with watch_decoder(decoder) as states:
+            decoder(*inputs)
         for hook in hooks:
             hook.remove()
-        return [tap[f"decoder_layer/{index}"] for index in range(len(hooks))], received
+        return [states[f"decoder_layer/{index}"] for index in range(len(hooks))], received
 
 
 def best_bit(

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as nnf
 from attention_ties import AttentionTies, crop_queries
 from goldens import Goldens, forward_inputs
+from states import watch_decoder, watch_model
 from tolerances import allowed
 
 from combo_hf.modeling_combo_decoder import spread_audio
@@ -48,7 +49,6 @@ def crop(maps: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def observe(model: torch.nn.Module, inputs: dict) -> tuple[dict[str, torch.Tensor], tuple]:
     """All named states of one forward pass, and what the decoder received."""
-    states: dict[str, torch.Tensor] = {}
     received = []
     encoder = model.model.encoder
 
@@ -70,7 +70,8 @@ def observe(model: torch.nn.Module, inputs: dict) -> tuple[dict[str, torch.Tenso
         *(module.register_forward_hook(keep_scale(level)) for level, module in enumerate(encoder.channel_weights)),
         model.model.decoder.register_forward_pre_hook(lambda _, args: received.append(args[:3])),
     ]
-    model.model(**inputs, tap=states)
+    with watch_model(model.model) as states:
+        model.model(**inputs)
     for hook in hooks:
         hook.remove()
     return states, received[0]
@@ -111,8 +112,8 @@ def compare_decoder(
     inputs = (*received, all_layers)
     class_stride = int(golden["layer_logits_class_stride"])
     ties.settle(decoder, inputs, torch.from_numpy(golden["layer_logits"])[1:], class_stride)
-    states: dict[str, torch.Tensor] = {}
-    predictions = [(c[:frames], m[:frames]) for c, m in decoder(*inputs, tap=states)]
+    with watch_decoder(decoder) as states:
+        predictions = [(c[:frames], m[:frames]) for c, m in decoder(*inputs)]
     stages.add("query_init", states["query_init"].transpose(0, 1)[:, :frames, ::16], golden["query_init_crop"])
     for layer, wanted in enumerate(golden["decoder_layer_crop"]):
         stages.add(f"decoder_layer/{layer}", crop_queries(states[f"decoder_layer/{layer}"])[:, :frames], wanted)

@@ -60,11 +60,16 @@ class Bench:
 @torch.no_grad()
 def states_of(model: torch.nn.Module, inputs: dict) -> SimpleNamespace:
     """Mask features, scales, projected sound of one pass, so that the decoder can be run again with other sound."""
-    received, tap = [], {}
-    hook = model.model.decoder.register_forward_pre_hook(lambda _, args: received.append(args[:3]))
-    model.model(**inputs, tap=tap)
-    hook.remove()
-    return SimpleNamespace(features=received[0][0], scales=received[0][1], sound=tap["audio_transformed"])
+    received = []
+    hooks = [
+        model.model.decoder.register_forward_pre_hook(lambda _, args: received.append(args[:2])),
+        model.model.audio_projection.register_forward_hook(lambda _, args, output: received.append(output)),
+    ]
+    model.model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    sound, (features, scales) = received
+    return SimpleNamespace(features=features, scales=scales, sound=sound)
 
 
 @torch.no_grad()
@@ -75,7 +80,7 @@ def decode(model: torch.nn.Module, states: SimpleNamespace, query_audio: torch.T
 
 
 def label_maps(classes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    return class_maps_of(classes, masks, (4 * masks.shape[-2], 4 * masks.shape[-1])).argmax(1)
+    return class_maps_of(classes, masks).argmax(1)
 
 
 def changed(ours: torch.Tensor, theirs: torch.Tensor) -> str:

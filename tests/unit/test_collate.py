@@ -13,12 +13,11 @@ from combo_hf.data.collate import (
     ClipExample,
     ComboCollator,
     example_generator,
-    frame_targets,
     row_to_example,
 )
 from combo_hf.data.synthetic.dataset import make_maskiges, synthesize_clip, to_row
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
-from combo_hf.image_processing_combo import ComboImageProcessor
+from combo_hf.image_processing_combo import ComboImageProcessor, frame_targets
 from combo_hf.processing_combo import ComboProcessor
 from combo_hf.training.clips_in_memory import ClipTensors, load_examples, prepare_synthetic, save_examples
 

@@ -28,25 +28,32 @@ def run_python(code, *paths, **options):
 
 
 def test_import_is_quiet_and_light():
-    heavy = ("gradio", "evaluate", "datasets", "skimage", "matplotlib", "combo_hf.results", "combo_hf.cli")
-    done = run_python(f"import combo_hf; print([name for name in {heavy} if name in sys.modules])")
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+    """No module of this package but the core, and nothing that is optional, is loaded by the import."""
+    code = "import combo_hf; print(*[name for name in sys.modules if name.split('.')[0] in {watched!r}], sep='\\n')"
+    done = run_python(code.format(watched={"combo_hf", "gradio", "evaluate", "datasets", "skimage", "matplotlib"}))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(done.stdout.split()) <= {"combo_hf", *(f"combo_hf.{path.stem}" for path in CORE)}
 
 
 def test_public_names_exist():
     code = (
-        "import combo_hf, importlib.util as u;"
-        "names = [n for n in combo_hf.__all__ if n not in combo_hf._PUBLIC"
-        " or u.find_spec('combo_hf.' + combo_hf._PUBLIC[n].split('.')[0])];"
-        "from combo_hf import ComboConfig, ComboModel, ComboForAudioVisualSegmentation, ComboProcessor;"
-        "from combo_hf import ComboImageProcessor, ComboFeatureExtractor, AudioVisualSegmentationPipeline;"
-        "from combo_hf import paint_maskige;"
-        "import combo_hf.metrics; combo_hf.visualization.overlay; combo_hf.results;"
-        "assert set(names) <= set(dir(combo_hf));"
+        "import combo_hf;"
+        "assert [getattr(combo_hf, name) for name in combo_hf.__all__];"
+        "assert set(combo_hf.__all__) <= set(dir(combo_hf));"
         "combo_hf.nosuch"
     )
     done = run_python(code)
     assert done.stderr.strip().endswith("AttributeError: module 'combo_hf' has no attribute 'nosuch'")
+
+
+def test_editors_see_the_public_names():
+    import combo_hf
+
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    shown = {alias.name: node.module for node in block.body for alias in node.names}
+    assert shown == combo_hf._PUBLIC
+    assert all(alias.asname == alias.name for node in block.body for alias in node.names)
 
 
 def test_auto_classes_know_the_architecture(tiny_folder):

@@ -1,0 +1,98 @@
+"""Checks of what goes into the network: shapes and types that do not fit together are one clear `ValueError`."""
+
+from __future__ import annotations
+
+import torch
+
+from .configuration_combo import ComboConfig
+
+
+def frames_per_clip(num_frames: torch.Tensor | list[int] | None, total: int) -> list[int]:
+    """Frames of each clip as a list; `None` means one clip of `total` frames."""
+    if num_frames is None:
+        return [total]
+    counts = num_frames.tolist() if torch.is_tensor(num_frames) else num_frames
+    if not isinstance(counts, (list, tuple)) or any(type(count) is bool or count != int(count) for count in counts):
+        raise ValueError(f"num_frames: wanted whole numbers of frames (B,), one for each clip, got {num_frames!r}.")
+    return [int(count) for count in counts]
+
+
+def check_inputs(
+    config: ComboConfig,
+    pixel_values: torch.Tensor,
+    maskige_values: torch.Tensor | None,
+    input_features: torch.Tensor | None,
+    num_frames: torch.Tensor | list[int] | None,
+) -> list[int]:
+    """Raise `ValueError` where the inputs of the network do not fit; returns the frames of each clip."""
+    for name, values in (("pixel_values", pixel_values), ("maskige_values", maskige_values),
+                         ("input_features", input_features)):  # fmt: skip
+        _check_floats(name, values)
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != 3 or not shape[0] or shape[2] % 32 or shape[3] % 32 or not shape[2] * shape[3]:
+        raise ValueError(
+            f"pixel_values must be (F, 3, H, W), H and W multiples of 32, at least one frame; got {shape}."
+        )
+    if config.use_maskige:
+        if maskige_values is None:
+            raise ValueError(
+                "maskige_values is missing; this model was built with use_maskige=True. "
+                "Pass what the processor returns, or build the model with use_maskige=False."
+            )
+        if maskige_values.shape != pixel_values.shape:
+            raise ValueError(f"maskige_values {tuple(maskige_values.shape)} must have pixel_values' shape {shape}.")
+    elif maskige_values is not None:
+        raise ValueError("maskige_values given, but this model was built with use_maskige=False; pass None.")
+    if input_features is None:
+        raise ValueError("input_features is missing: one log-mel example (1, 96, 64) per frame; silence is log(0.01).")
+    if tuple(input_features.shape) != (shape[0], 1, 96, 64):
+        raise ValueError(f"input_features must be ({shape[0]}, 1, 96, 64), got {tuple(input_features.shape)}.")
+    clips = frames_per_clip(num_frames, shape[0])
+    if sum(clips) != shape[0] or min(clips) < 1:
+        raise ValueError(f"num_frames {clips} must be positive and sum to the {shape[0]} frames of pixel_values.")
+    return clips
+
+
+def _check_floats(name: str, values: object) -> None:
+    if values is None and name != "pixel_values":  # what may be missing is for the caller to say
+        return
+    if not torch.is_tensor(values) or not values.is_floating_point():
+        raise ValueError(f"{name}: wanted a tensor of floats, got {getattr(values, 'dtype', type(values))}.")
+
+
+def check_labels(
+    config: ComboConfig,
+    pixel_values: torch.Tensor,
+    mask_labels: list[torch.Tensor],
+    class_labels: list[torch.Tensor] | None,
+    label_frames: torch.Tensor | None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+    """Raise `ValueError` where labels do not fit the frames; returns masks, classes and `label_frames` (F,) bool."""
+    frames = len(pixel_values)
+    if not all(isinstance(labels, (list, tuple)) and all(map(torch.is_tensor, labels))
+               for labels in (mask_labels, [] if class_labels is None else class_labels)):  # fmt: skip
+        raise ValueError("mask_labels and class_labels: wanted lists of tensors, one per annotated frame.")
+    if label_frames is None:
+        label_frames = torch.ones(frames, dtype=torch.bool, device=pixel_values.device)
+    if not torch.is_tensor(label_frames) or tuple(label_frames.shape) != (frames,) or label_frames.dtype != torch.bool:
+        raise ValueError(
+            f"label_frames must be bool ({frames},), got {getattr(label_frames, 'dtype', type(label_frames))} "
+            f"{tuple(getattr(label_frames, 'shape', ()))}."
+        )
+    count = int(label_frames.sum())
+    if not count:
+        raise ValueError("label_frames: no frame is annotated, so that there is no loss; leave the labels out.")
+    if class_labels is None or not len(mask_labels) == len(class_labels) == count:
+        got = (len(mask_labels), None if class_labels is None else len(class_labels))
+        raise ValueError(f"mask_labels and class_labels need one entry per annotated frame: {count}; got {got}.")
+    for index, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        whole = classes.ndim == 1 and not classes.is_floating_point() and not classes.is_complex()
+        if not whole or masks.is_complex():
+            raise ValueError(
+                f"annotated frame {index}: wanted class ids (C,) and masks, got {classes.dtype}, {masks.dtype}."
+            )
+        if masks.ndim != 3 or len(masks) != len(classes) or not masks.shape[1] * masks.shape[2]:
+            raise ValueError(f"annotated frame {index}: masks {tuple(masks.shape)} and {len(classes)} classes differ.")
+        if len(classes) and not (0 <= int(classes.min()) and int(classes.max()) < config.num_labels):
+            raise ValueError(f"annotated frame {index}: classes must be in 0..{config.num_labels - 1}, got {classes}.")
+    return mask_labels, class_labels, label_frames
