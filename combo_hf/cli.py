@@ -97,7 +97,7 @@ def _print_error(text: str, program: str) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all sub-commands; every one has `--help` with an example."""
-    parser = Parser(prog=PROGRAM, description="Which pixels make this sound? Audio-visual segmentation of films.")
+    parser = Parser(prog=PROGRAM, description="Which pixels make this sound? Audio-visual segmentation of videos.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for group in GROUPS:
         group.register(commands)

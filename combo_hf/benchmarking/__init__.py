@@ -1,4 +1,4 @@
-"""What `combo-hf benchmark` measures: the network, training, the parts around it and whole films.
+"""What `combo-hf benchmark` measures: the network, training, the parts around it and whole videos.
 
 Every case compares plain code that is kept here (a straightforward execution of the same algorithm) with what the
 package does, in one run, in alternation.

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from combo_hf.benchmarking.machine import Machine
+from combo_hf.benchmarking.report import Result
 from combo_hf.benchmarking.timing import Variant
+from combo_hf.configuration_combo import ComboConfig
 from combo_hf.label_maps_combo import class_scores
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
 @dataclass
@@ -22,7 +26,7 @@ class Settings:
     """How large the work is.
 
     Attributes:
-        quick: small networks, films and clips: shows that everything runs, the times mean nothing.
+        quick: small networks, videos and clips: shows that everything runs, the times mean nothing.
         compile: also `torch.compile`, which takes minutes.
         seed: of weights and inputs.
         device: of the network; the parts around it stay on the processor.
@@ -49,11 +53,11 @@ class Case:
     """
 
     name: str
-    build: Callable[[Settings], Sequence[Variant]] | None = None
+    build: Callable[[Settings], Sequence[Variant]] = lambda settings: ()
     counted: bool = True
     agree: Callable[[Any, Any], str] | None = None
     rounds: int | None = None
-    measure: Callable[..., list[Any]] | None = None
+    measure: Callable[[Settings, Machine, str], list[Result]] | None = None
     gpu: bool = False
 
 
@@ -73,30 +77,26 @@ class TemporaryFolder:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def make_config(backbone: str, settings: Settings, **overrides: Any) -> Any:
+def make_config(backbone: str, settings: Settings, **overrides: Any) -> ComboConfig:
     """The released AVSS network of a backbone, or the tiny one with `quick`."""
-    from combo_hf.configuration_combo import ComboConfig
-
     name = "tiny" if settings.quick else f"{backbone}-avss"
     return ComboConfig.from_preset(name, **overrides)
 
 
-def make_model(backbone: str, settings: Settings, **overrides: Any) -> Any:
+def make_model(backbone: str, settings: Settings, **overrides: Any) -> ComboForAudioVisualSegmentation:
     """A network of random weights in evaluation mode."""
-    from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
-
     torch.manual_seed(settings.seed)
     return ComboForAudioVisualSegmentation(make_config(backbone, settings, **overrides)).eval().to(settings.device)
 
 
-def make_inputs(config: Any, clips: Sequence[int], seed: int = 0, device: str = "cpu") -> ClipInputs:
+def make_inputs(config: ComboConfig, clips: Sequence[int], seed: int = 0, device: str = "cpu") -> ClipInputs:
     """Smooth random pictures, noise as sound, and labels of three classes in each frame.
 
     Args:
-        config ([`ComboConfig`])
+        config: of the network.
         clips: frames of each clip.
-        seed (`int`)
-        device (`str`): of the tensors; the numbers are the same on all.
+        seed: of the numbers.
+        device: of the tensors; the numbers are the same on all.
     """
     rng = torch.Generator().manual_seed(seed)
     frames, side = sum(clips), config.image_size
@@ -111,7 +111,7 @@ def make_inputs(config: Any, clips: Sequence[int], seed: int = 0, device: str = 
         "input_features": torch.randn(frames, 1, 96, 64, generator=rng),
         "num_frames": torch.tensor(list(clips)),
     }
-    classes = sorted({0, 1, config.num_labels - 1})
+    classes = sorted({0, 1, (config.num_labels or 1) - 1})
     regions = torch.randint(len(classes), (frames, side // 32, side // 32), generator=rng)
     regions = regions.repeat_interleave(32, 1).repeat_interleave(32, 2)
     labels = {
@@ -126,7 +126,7 @@ def make_inputs(config: Any, clips: Sequence[int], seed: int = 0, device: str = 
 def label_maps(classes: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Class of every pixel (F, h, w) of class logits (F, Q, K + 1) and mask logits (F, Q, h, w)."""
     frames = zip(classes, masks, strict=True)
-    return torch.stack([class_scores(*frame, masks.shape[-2:]).argmax(0) for frame in frames])
+    return torch.stack([class_scores(frame, maps, maps.shape[-2:]).argmax(0) for frame, maps in frames])
 
 
 def largest_difference(wanted: Any, got: Any) -> str:

@@ -11,6 +11,7 @@ import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class Machine:
 
 
 def measure_machine(
-    rounds: int = 5, size: int | None = None, copied: int | None = None, device: str = "cpu"
+    device: str = "cpu", rounds: int = 5, size: int | None = None, copied: int | None = None
 ) -> Machine:
     """Measure the rates with the present number of threads; the best of the rounds, as a limit should be."""
     gpu = torch.device(device).type == "cuda"
@@ -68,7 +69,7 @@ def measure_machine(
     for dtype in (torch.float32, torch.bfloat16):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         out = torch.empty_like(a)
-        rates[dtype] = 2 * size**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), rounds, device)
+        rates[dtype] = 2 * size**3 / _best(partial(torch.mm, a, b, out=out), rounds, device)
     source = torch.ones(copied // 4, device=device)
     target = torch.empty_like(source)
     copy = 2 * source.nbytes / _best(lambda: target.copy_(source), rounds, device)

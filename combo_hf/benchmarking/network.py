@@ -1,9 +1,10 @@
-"""Cases of the network: evaluation of clips, one training step, matching and loss."""
+"""Cases of the network: evaluation of clips, one training step, matching and loss, and batches that grow."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -13,16 +14,22 @@ import torch
 from torch import nn
 
 from combo_hf.benchmarking.cases import Case, Settings, label_maps, make_inputs, make_model
-from combo_hf.benchmarking.reference_loss import match_layer, plain_loss
-from combo_hf.benchmarking.reference_network import PlainCombo
-from combo_hf.benchmarking.ties import ties_remark
-from combo_hf.benchmarking.timing import Variant
+from combo_hf.benchmarking.machine import Machine
+from combo_hf.benchmarking.reference_loss import match_layer, reference_loss
+from combo_hf.benchmarking.reference_network import ReferenceCombo
+from combo_hf.benchmarking.report import Result
+from combo_hf.benchmarking.ties import Prediction, ties_remark
+from combo_hf.benchmarking.timing import Variant, peak_bytes, timed
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation, ComboForAudioVisualSegmentationOutput
 from combo_hf.modeling_combo_encoders import run_backbone
 
 
 BACKBONES = ("r50", "pvtv2-b5")
 CLIPS = {"5 frames": [5], "10 frames": [10], "batch of 4": [5, 5, 5, 5]}
 LEARNING_RATE = 1e-5
+BATCHES = {"cpu": (1, 2, 4), "cuda": (1, 2, 4, 8, 16, 32)}
+BATCH_ROUNDS = 3
+TRAINING_CLIPS, TRAINING_FRAMES = 8, 10  # the official batch of AVSS
 
 
 def network_cases() -> list[Case]:
@@ -39,6 +46,11 @@ def network_cases() -> list[Case]:
         cases.append(Case(f"training step/{backbone}/1 clip of 5", build, agree=loss_change, gpu=True))
     cases.append(Case("loss/matching", partial(loss_variants, matching=True), gpu=True))
     cases.append(Case("loss/all, with gradients", partial(loss_variants, matching=False), agree=loss_change, gpu=True))
+    for backbone in BACKBONES:
+        cases.append(Case(f"batches/{backbone}", measure=partial(batches, backbone=backbone), gpu=True))
+    for backbone in BACKBONES:
+        name = f"training step/{backbone}/{TRAINING_CLIPS} clips of {TRAINING_FRAMES} (GPU only)"
+        cases.append(Case(name, measure=partial(large_step, backbone=backbone), gpu=True))
     return cases
 
 
@@ -46,7 +58,7 @@ def evaluation_variants(settings: Settings, backbone: str, clips: Sequence[int])
     """Baseline, the default, and the options, of packed clips."""
     model = make_model(backbone, settings)
     inputs = make_inputs(model.config, clips, device=settings.device).network
-    plain = PlainCombo(model)
+    plain = ReferenceCombo(model)
     half = copy.deepcopy(model).set_backbone_dtype(torch.bfloat16)
 
     def ours(name: str, run: Callable[[], Any]) -> Variant:
@@ -60,7 +72,7 @@ def evaluation_variants(settings: Settings, backbone: str, clips: Sequence[int])
     ]
     if len(clips) > 1:
         return variants
-    reshaped = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    reshaped = nn.Module.to(copy.deepcopy(model), memory_format=torch.channels_last)
     variants.append(ours("channels_last", lambda: _last(reshaped(**_channels_last(inputs)))))
     variants.append(Variant("whole in bf16", _evaluate(_in_bfloat16(model, inputs)), dtype="bfloat16"))
     cached = cached_maskiges(model, inputs)
@@ -75,7 +87,7 @@ def shared_variants(settings: Settings, backbone: str) -> list[Variant]:
     """One encoder for frames and Maskiges: two calls (plain), or one of twice the pictures."""
     model = make_model(backbone, settings, share_encoders=True)
     inputs = make_inputs(model.config, [5], device=settings.device).network
-    plain = PlainCombo(model)
+    plain = ReferenceCombo(model)
     return [
         Variant("plain", _evaluate(lambda: plain(**inputs)[-1])),
         Variant("default", _evaluate(lambda: _last(model(**inputs)))),
@@ -90,11 +102,12 @@ def _evaluate(run: Callable[[], Any]) -> Callable[[], Any]:
     return inference
 
 
-def _last(out: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _last(out: ComboForAudioVisualSegmentationOutput) -> Prediction:
+    assert out.class_queries_logits is not None and out.masks_queries_logits is not None
     return out.class_queries_logits, out.masks_queries_logits
 
 
-def _channels_last(inputs: dict[str, Any]) -> dict[str, Any]:
+def _channels_last(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     pictures = {"pixel_values", "maskige_values"}
     return {
         name: value.to(memory_format=torch.channels_last) if name in pictures else value
@@ -102,15 +115,17 @@ def _channels_last(inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _in_bfloat16(model: Any, inputs: dict[str, Any]) -> Callable[[], Any]:
+def _in_bfloat16(model: ComboForAudioVisualSegmentation, inputs: dict[str, torch.Tensor]) -> Callable[[], Any]:
     """All weights and inputs in bf16, as `from_pretrained(..., dtype=torch.bfloat16)` gives them."""
-    half = copy.deepcopy(model).to(torch.bfloat16)
+    half = copy.deepcopy(model).bfloat16()
     values = {name: v.bfloat16() if v.is_floating_point() else v for name, v in inputs.items()}
     return lambda: _last(half(**values))
 
 
-def cached_maskiges(model: Any, inputs: dict[str, Any]) -> Any:
-    """The model with the Maskiges' features computed once: for films that are asked about again and again."""
+def cached_maskiges(
+    model: ComboForAudioVisualSegmentation, inputs: dict[str, torch.Tensor]
+) -> ComboForAudioVisualSegmentation:
+    """The model with the Maskiges' features computed once: for videos that are asked about again and again."""
 
     class Cached(nn.Module):
         def __init__(self, output: Any) -> None:
@@ -136,7 +151,7 @@ def _shallow(module: nn.Module) -> nn.Module:
     return other
 
 
-def agreement(wanted: Any, got: Any) -> str:
+def agreement(wanted: Prediction, got: Prediction) -> str:
     """Share of pixels with the same class, and the largest relative difference of the mask logits."""
     equal = (label_maps(*wanted) == label_maps(*got)).float().mean().item()
     difference = (wanted[1] - got[1].float()).abs().max() / wanted[1].abs().max()
@@ -149,7 +164,7 @@ def step_variants(settings: Settings, backbone: str, clips: Sequence[int]) -> li
 
     model = make_model(backbone, settings).train()
     inputs = make_inputs(model.config, clips, device=settings.device)
-    plain = PlainCombo(model)
+    plain = ReferenceCombo(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     torch_default = torch.optim.AdamW(trained, LEARNING_RATE)
     optimizer = build_optimizer([{"params": trained, "lr": LEARNING_RATE}])
@@ -159,7 +174,7 @@ def step_variants(settings: Settings, backbone: str, clips: Sequence[int]) -> li
     def plain_forward() -> torch.Tensor:
         predictions = plain(**inputs.network)
         labels = inputs.labels
-        return plain_loss(
+        return reference_loss(
             model.criterion, predictions, labels["mask_labels"], labels["class_labels"], frames, list(clips)
         )
 
@@ -185,21 +200,21 @@ def step_variants(settings: Settings, backbone: str, clips: Sequence[int]) -> li
 
     plain_step = partial(step, plain_forward, torch_default)
     plain_step(), step(ours)  # Adam's states exist from here on
-    options = {"memory": True, "held": held}
+    measured = partial(Variant, memory=True, held=held)
     return [
-        Variant("plain", plain_step, **options),
-        Variant("default", partial(step, ours), **options),
-        Variant("gradient checkpointing", checkpointed_step, **options),
-        Variant("bf16", partial(step, mixed), dtype="bfloat16", **options),
+        measured("plain", plain_step),
+        measured("default", partial(step, ours)),
+        measured("gradient checkpointing", checkpointed_step),
+        measured("bf16", partial(step, mixed), dtype="bfloat16"),
     ]
 
 
-def _bytes(parameters: Any) -> int:
+def _bytes(parameters: Iterable[torch.Tensor]) -> int:
     return sum(values.numel() * values.element_size() for values in parameters)
 
 
 @contextmanager
-def checkpointed(model: Any) -> Iterator[None]:
+def checkpointed(model: ComboForAudioVisualSegmentation) -> Iterator[None]:
     """Gradient checkpointing as recipes switch it on, and off again."""
     from combo_hf.training.memory import enable_gradient_checkpointing
 
@@ -220,8 +235,9 @@ def loss_variants(settings: Settings, matching: bool) -> list[Variant]:
     inputs = make_inputs(model.config, [5], device=settings.device)
     criterion, labels = model.criterion, inputs.labels
     with torch.no_grad():
-        predictions = PlainCombo(model)(**inputs.network)
-    predictions = [tuple(logits.requires_grad_(not matching) for logits in layer) for layer in predictions]
+        predictions = ReferenceCombo(model)(**inputs.network)
+    for logits in (logits for layer in predictions for logits in layer):
+        logits.requires_grad_(not matching)
     frames = torch.ones(5, dtype=torch.bool, device=settings.device)
     masks, classes = labels["mask_labels"], labels["class_labels"]
     if matching:
@@ -229,8 +245,8 @@ def loss_variants(settings: Settings, matching: bool) -> list[Variant]:
         def plain() -> Any:
             return [match_layer(criterion.config, *layer, masks, classes) for layer in predictions]
 
-        logits, maps = zip(*predictions, strict=True)
-        return [Variant("plain", plain), Variant("default", lambda: criterion.match(logits, maps, masks, classes))]
+        scores, maps = [layer[0] for layer in predictions], [layer[1] for layer in predictions]
+        return [Variant("plain", plain), Variant("default", lambda: criterion.match(scores, maps, masks, classes))]
 
     def with_gradients(compute: Callable[[], torch.Tensor]) -> Callable[[], float]:
         def run() -> float:
@@ -242,11 +258,55 @@ def loss_variants(settings: Settings, matching: bool) -> list[Variant]:
         return run
 
     return [
-        Variant("plain", with_gradients(lambda: plain_loss(criterion, predictions, masks, classes, frames, [5]))),
+        Variant("plain", with_gradients(lambda: reference_loss(criterion, predictions, masks, classes, frames, [5]))),
         Variant("default", with_gradients(lambda: sum(criterion(predictions, masks, classes, frames, [5]).values()))),
     ]
 
 
-def loss_change(wanted: Any, got: Any) -> str:
+def loss_change(wanted: float, got: float) -> str:
     """Two losses differ by their sampled points, and by the steps taken in between."""
-    return f"loss {float(wanted):.3f}, {float(got):.3f}"
+    return f"loss {wanted:.3f}, {got:.3f}"
+
+
+def batches(settings: Settings, machine: Machine, case: str, backbone: str) -> list[Result]:
+    """Evaluation of more and more clips of five frames; times are per clip, so that the knee is where x stays."""
+    model = make_model(backbone, settings)
+    sizes = (1, 2) if settings.quick else BATCHES[torch.device(settings.device).type]
+    results: list[Result] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        first = None
+        for size in sizes:
+            inputs = make_inputs(model.config, [5] * size, device=settings.device).network
+
+            def run(inputs: dict[str, torch.Tensor] = inputs, dtype: torch.dtype = dtype) -> Any:
+                enabled = dtype == torch.bfloat16
+                with torch.no_grad(), torch.autocast(torch.device(settings.device).type, dtype, enabled=enabled):
+                    return model(**inputs).masks_queries_logits
+
+            run()
+            spent = [timed(run, settings.device) for _ in range(1 if settings.quick else BATCH_ROUNDS)]
+            wall, cpu = (statistics.median(values) / size for values in zip(*spent, strict=True))
+            first = first or (wall, cpu)
+            results.append(
+                Result(case, f"{size} clips, {str(dtype)[6:]}", wall, cpu, first[0] / wall, first[1] / cpu,
+                       peak=peak_bytes(run, settings.device), note=f"per clip; {1 / wall:.3g} clips a second")
+            )  # fmt: skip
+    return results
+
+
+def large_step(settings: Settings, machine: Machine, case: str, backbone: str) -> list[Result]:
+    """A training step of eight clips of ten frames: time and memory. Too large for most processors' memory."""
+    if torch.device(settings.device).type == "cpu" and not settings.quick:
+        return []
+    clips = [2] if settings.quick else [TRAINING_FRAMES] * TRAINING_CLIPS
+    results: list[Result] = []
+    for variant in step_variants(settings, backbone, clips):
+        variant.run()
+        wall, cpu = timed(variant.run, settings.device)
+        first = results[0] if results else Result(case, "", wall, cpu, 1, 1)
+        peak = peak_bytes(variant.run, settings.device)
+        results.append(
+            Result(case, variant.name, wall, cpu, first.wall / wall, first.cpu / cpu,
+                   peak=None if peak is None else peak + variant.held)
+        )  # fmt: skip
+    return results

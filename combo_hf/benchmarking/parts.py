@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.benchmarking import reference_parts as plain_parts
+from combo_hf.benchmarking import reference_parts
 from combo_hf.benchmarking.cases import Case, Settings, TemporaryFolder, largest_difference
 from combo_hf.benchmarking.timing import Variant
 from combo_hf.data.clips import AvsbenchClips
@@ -49,7 +49,7 @@ def log_mel_variants(settings: Settings, rate: int) -> list[Variant]:
     extractor = ComboFeatureExtractor()
     moved = sound.nbytes + 5 * 96 * 64 * 4
     return [
-        Variant("plain", lambda: plain_parts.log_mel(sound, rate, 5), bytes=moved),
+        Variant("plain", lambda: reference_parts.log_mel(sound, rate, 5), bytes=moved),
         Variant("default", lambda: extractor(sound, rate, num_frames=5)["input_features"][:, 0], bytes=moved),
     ]
 
@@ -62,7 +62,7 @@ def maskige_variants(settings: Settings, count: int) -> list[Variant]:
     size = (SIDE, SIDE)
     moved = masks.nbytes + 3 * SIDE * SIDE
     return [
-        Variant("plain", lambda: plain_parts.paint(masks, size), bytes=moved),
+        Variant("plain", lambda: reference_parts.paint(masks, size), bytes=moved),
         Variant("default", lambda: paint_maskige(masks, size), bytes=moved),
     ]
 
@@ -80,7 +80,7 @@ def f_measure_variants(settings: Settings) -> list[Variant]:
     scores = torch.rand(5, SIDE, SIDE, generator=rng)
     target = torch.rand(5, SIDE, SIDE, generator=rng) > 0.7
     return [
-        Variant("plain", lambda: plain_parts.f_measure(scores, target)),
+        Variant("plain", lambda: reference_parts.f_measure(scores, target)),
         Variant("default", lambda: f_measure(scores, target)),
     ]
 
@@ -92,7 +92,7 @@ def semantic_variants(settings: Settings) -> list[Variant]:
     target = target.repeat_interleave(32, 1).repeat_interleave(32, 2)
     prediction = target.roll(5, dims=2)
     return [
-        Variant("plain", lambda: plain_parts.semantic_scores(prediction, target, 71)),
+        Variant("plain", lambda: reference_parts.semantic_scores(prediction, target, 71)),
         Variant("default", lambda: SemanticScores(71).update(prediction, target).compute()["miou"]),
     ]
 
@@ -145,7 +145,7 @@ class OfficialFolders(torch.utils.data.Dataset):
         maskiges = _pictures([colours / f"{name}_mask_color.png" for name in names])
         mask = np.array(Image.open(self.root / "gt_masks" / place / f"{names[0]}.png").convert("L")) > 127
         waveform, rate = soundfile.read(self.root / "audio_wav" / f"{place}.wav", dtype="float32")
-        features = torch.from_numpy(plain_parts.log_mel(waveform, rate, 5))[:, None]
+        features = torch.from_numpy(reference_parts.log_mel(waveform, rate, 5))[:, None]
         truth = torch.from_numpy(mask[None].astype(np.uint8))
         return ClipExample(clip.name, frames, maskiges, features, truth, torch.arange(5) < 1)
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as nnf
 
-from combo_hf.loss_combo import sample_points
+from combo_hf.configuration_combo import ComboConfig
+from combo_hf.loss_combo import ComboLoss, sample_points
 
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def plain_loss(
-    criterion: Any,
+def reference_loss(
+    criterion: ComboLoss,
     predictions: list[tuple[torch.Tensor, torch.Tensor]],
     mask_labels: list[torch.Tensor],
     class_labels: list[torch.Tensor],
@@ -37,7 +36,7 @@ def plain_loss(
 
 @torch.no_grad()
 def match_layer(
-    config: Any,
+    config: ComboConfig,
     classes: torch.Tensor,
     maps: torch.Tensor,
     mask_labels: list[torch.Tensor],
@@ -61,11 +60,14 @@ def match_layer(
         )
         cost = config.mask_weight * cost / config.train_num_points + config.dice_weight * dice
         cost = (cost - config.class_weight * logits.softmax(-1)[:, labels]).cpu()
-        pairs.append(tuple(torch.as_tensor(part, device=frame.device) for part in linear_sum_assignment(cost)))
+        queries, order = linear_sum_assignment(cost)
+        pairs.append((torch.as_tensor(queries, device=frame.device), torch.as_tensor(order, device=frame.device)))
     return pairs
 
 
-def class_loss(config: Any, classes: torch.Tensor, class_labels: list[torch.Tensor], pairs: Pairs) -> torch.Tensor:
+def class_loss(
+    config: ComboConfig, classes: torch.Tensor, class_labels: list[torch.Tensor], pairs: Pairs
+) -> torch.Tensor:
     """Weighted cross entropy of one layer."""
     no_object = classes.shape[-1] - 1
     target = torch.full(classes.shape[:2], no_object, dtype=torch.long, device=classes.device)
@@ -76,7 +78,7 @@ def class_loss(config: Any, classes: torch.Tensor, class_labels: list[torch.Tens
     return config.class_weight * nnf.cross_entropy(classes.transpose(1, 2), target, weight)
 
 
-def mask_loss(config: Any, maps: torch.Tensor, mask_labels: list[torch.Tensor], pairs: Pairs) -> torch.Tensor:
+def mask_loss(config: ComboConfig, maps: torch.Tensor, mask_labels: list[torch.Tensor], pairs: Pairs) -> torch.Tensor:
     """Sum of weighted BCE and dice of one layer on sampled points (PointRend)."""
     source = torch.cat([maps[frame, queries] for frame, (queries, _) in enumerate(pairs)])[:, None]
     target = torch.cat([labels[order] for labels, (_, order) in zip(mask_labels, pairs, strict=True)])[:, None]
@@ -96,7 +98,7 @@ def mask_loss(config: Any, maps: torch.Tensor, mask_labels: list[torch.Tensor], 
     return config.mask_weight * bce + config.dice_weight * dice
 
 
-def consistency(config: Any, maps: torch.Tensor, num_frames: list[int]) -> torch.Tensor:
+def consistency(config: ComboConfig, maps: torch.Tensor, num_frames: list[int]) -> torch.Tensor:
     """L_ada of one layer, pair by pair."""
     terms, window = [], config.consistency_window
     for clip in maps.split(num_frames):

@@ -15,7 +15,8 @@ import torch.nn.functional as nnf
 from torch import nn
 from transformers import AutoBackbone
 
-from combo_hf.modeling_combo import frames_per_clip
+from combo_hf.configuration_combo import ComboConfig
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation, frames_per_clip
 from combo_hf.modeling_combo_decoder import spread_audio
 from combo_hf.modeling_combo_fusion import MAX_LOGIT
 from combo_hf.modeling_combo_pixel_decoder import cell_centres, sine_position_embedding
@@ -24,19 +25,19 @@ from combo_hf.modeling_combo_pixel_decoder import cell_centres, sine_position_em
 Predictions = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-class PlainCombo:
+class ReferenceCombo:
     """Calls like [`ComboModel`], with predictions of the learned queries and all layers.
 
     Args:
-        model ([`ComboForAudioVisualSegmentation`]): its parameters are used, not copied.
+        model: its parameters are used, not copied.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: ComboForAudioVisualSegmentation) -> None:
         self.model, self.config = model.model, model.config
         encoder = self.model.encoder
-        self.backbone = plain_backbone(encoder.backbone, self.config)
+        self.backbone = reference_backbone(encoder.backbone, self.config)
         other = encoder.maskige_backbone
-        self.maskige_backbone = self.backbone if other is None else plain_backbone(other, self.config)
+        self.maskige_backbone = self.backbone if other is None else reference_backbone(other, self.config)
 
     def __call__(
         self,
@@ -64,15 +65,14 @@ class PlainCombo:
         return decoder(model.decoder, features, scales, query_audio)
 
 
-def plain_backbone(ours: nn.Module, config: Any) -> nn.Module:
+def reference_backbone(ours: nn.Module, config: ComboConfig) -> nn.Module:
     """transformers' own backbone over the parameters of one of ours."""
     with torch.device("meta"):
         backbone = AutoBackbone.from_config(config.backbone_config)
     backbone.load_state_dict(ours.state_dict(keep_vars=True), assign=True)
     for name, module in backbone.named_modules():
-        eps = getattr(ours.get_submodule(name), "eps", None)
         if isinstance(module, nn.LayerNorm):
-            module.eps = eps
+            module.eps = float(ours.get_submodule(name).eps)  # type: ignore[arg-type]
     return backbone.eval()
 
 
@@ -160,7 +160,8 @@ def decoder(module: Any, features: torch.Tensor, scales: list[torch.Tensor], que
     memory, positions = [], []
     for maps, embed in zip(scales, module.level_embed.weight, strict=True):
         memory.append(maps.flatten(2).transpose(1, 2) + embed)
-        position = sine_position_embedding(*maps.shape[-2:], maps.shape[1], maps)
+        _, width, h, w = maps.shape
+        position = sine_position_embedding(h, w, width, maps)
         positions.append(position.flatten(2).transpose(1, 2))
     queries = module.query_features.weight + query_audio
     query_pos = module.query_positions.weight.expand_as(queries)

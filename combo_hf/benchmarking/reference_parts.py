@@ -72,9 +72,9 @@ def paint(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     for rank, index in enumerate(order, 1):
         mask = masks[index].astype(float) * rank
         picture = np.where(picture == 0, mask, picture)
-    index = Image.fromarray(picture.astype(np.uint8)).resize(size[::-1], Image.Resampling.NEAREST)
+    height, width = size
+    array = np.asarray(Image.fromarray(picture.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST))
     colours = np.zeros((*size, 3), dtype=np.uint8)
-    array = np.asarray(index)
     for value in np.unique(array):
         colours[array == value] = PALETTE[value]
     return colours

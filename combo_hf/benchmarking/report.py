@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from combo_hf.benchmarking.machine import Machine
+from combo_hf.files.atomic import replacing
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Result:
     def bound(self) -> str:
         """What limits it: the larger share, where it is at least a third."""
         shares = {"products": self.flop_share or 0.0, "memory": self.byte_share or 0.0}
-        name = max(shares, key=shares.get)
+        name = max(shares, key=lambda limit: shares[limit])
         return name if shares[name] >= 1 / 3 else "-"
 
 
@@ -114,9 +114,5 @@ def write_json(results: Sequence[Result], machine: Machine, path: str | Path) ->
     """
     path = Path(path)
     lines: list[dict[str, Any]] = [{**asdict(result), "bound": result.bound} for result in results]
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps({"machine": machine.as_dict(), "results": lines}, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,10 +25,10 @@ class BenchmarkOptions:
     Attributes:
         only: parts of names of cases; empty: all.
         rounds: of every case; medians are taken.
-        quick: tiny networks and films, one round: a test that everything runs.
+        quick: tiny networks and videos, one round: a test that everything runs.
         compile: also `torch.compile`.
         threads: of torch; `None`: as it is.
-        device: `"cpu"`, or a GPU such as `"cuda"`, for the network, its training and whole films.
+        device: `"cpu"`, or a GPU such as `"cuda"`, for the network, its training and whole videos.
     """
 
     only: Sequence[str] = ()
@@ -41,12 +41,11 @@ class BenchmarkOptions:
 
 def all_cases() -> list[Case]:
     """Every case, in the order of the table."""
-    from combo_hf.benchmarking.films import film_cases
     from combo_hf.benchmarking.network import network_cases
     from combo_hf.benchmarking.parts import part_cases
-    from combo_hf.benchmarking.scaling import scaling_cases
+    from combo_hf.benchmarking.videos import video_cases
 
-    return [*network_cases(), *scaling_cases(), *part_cases(), *film_cases()]
+    return [*network_cases(), *part_cases(), *video_cases()]
 
 
 def case_names() -> list[str]:
@@ -79,9 +78,9 @@ def run_benchmark(
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(options.threads or before)
-        sizes = (1, QUICK_MATRIX, QUICK_COPY) if options.quick else ()
-        machine = measure_machine(*sizes, device=options.device)
-        results = []
+        quick = {"rounds": 1, "size": QUICK_MATRIX, "copied": QUICK_COPY} if options.quick else {}
+        machine = measure_machine(options.device, **quick)
+        results: list[Result] = []
         for case in cases:
             for result in run_case(case, options, machine):
                 results.append(result)

@@ -17,10 +17,10 @@ import torch.nn.functional as nnf
 from combo_hf import modeling_combo_decoder
 
 
-Output = tuple[torch.Tensor, torch.Tensor]
+Prediction = tuple[torch.Tensor, torch.Tensor]
 
 
-def ties_remark(plain: Callable[[], list[Output]], run: Callable[[], Output]) -> str:
+def ties_remark(plain: Callable[[], list[Prediction]], run: Callable[[], Prediction]) -> str:
     """Difference of the masks with the thresholds of `plain`, and the ties that were settled so.
 
     Args:

@@ -127,14 +127,14 @@ def peak_bytes(run: Callable[[], Any], device: str = "cpu") -> int | None:
         return torch.cuda.max_memory_allocated(device) - before
     with suppress(OSError, AttributeError):  # give freed memory back, or its reuse would not be seen
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before = resident_bytes()
+    start = resident_bytes()
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
     except OSError:
         return None
     run()
     peak = _status("VmHWM")
-    return None if peak is None or before is None else max(0, peak - before)
+    return None if peak is None or start is None else max(0, peak - start)
 
 
 def resident_bytes() -> int | None:

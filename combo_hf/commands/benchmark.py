@@ -11,7 +11,7 @@ from combo_hf.commands.common import PROGRAM, add_command, device, positive
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Time network, training, parts and whole films against plain code; a table with ratios and shares of the limit.
+    """Time network, training, parts and whole videos against plain code; a table with ratios and shares of the limit.
 
     All of it takes about an hour on two cores and 20 GB; `--only` names parts of cases.
     """
@@ -48,8 +48,8 @@ def register(commands: Any) -> None:
     command.add_argument("--only", nargs="+", metavar="PART", help="cases with one of these in the name; default: all")
     command.add_argument("--list", action="store_true", help="names of the cases")
     command.add_argument("--rounds", type=positive, default=5, help="of every case, medians are taken; default 5")
-    command.add_argument("--quick", action="store_true", help="tiny networks and films: does everything run?")
+    command.add_argument("--quick", action="store_true", help="tiny networks and videos: does everything run?")
     command.add_argument("--compile", action="store_true", help="also torch.compile (minutes per case)")
-    command.add_argument("--device", type=device, default="cpu", help="cuda: network, training and films on it")
+    command.add_argument("--device", type=device, default="cpu", help="cuda: network, training and videos on it")
     command.add_argument("--threads", type=positive, help="of torch; default: as torch finds it")
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the lines as JSON")

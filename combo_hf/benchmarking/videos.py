@@ -1,4 +1,4 @@
-"""Cases of whole films: decoding, `predict` with its stages, and memory against length."""
+"""Cases of whole videos: decoding, `predict` with its stages, and memory against length."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 from PIL import Image
 
+from combo_hf import AudioVisualSegmentationPipeline, ComboFeatureExtractor, ComboImageProcessor, ComboProcessor
 from combo_hf.benchmarking.cases import Case, Settings, TemporaryFolder, make_model
 from combo_hf.benchmarking.machine import Machine
 from combo_hf.benchmarking.report import Result
@@ -25,18 +26,18 @@ SOUND_RATE = 44100
 STAGES = ("decoding", "proposals", "network inputs", "network", "label maps")
 
 
-def film_cases() -> list[Case]:
+def video_cases() -> list[Case]:
     """All cases of this file, in the order of the table."""
     return [
-        Case("film/decode 10 s, 720p", decode_variants, False, same_pictures),
-        Case("film/predict 60 s, 720p, r50", measure=partial(predict_stages, backbone="r50"), gpu=True),
-        Case("film/predict 60 s, 720p, pvtv2-b5", measure=partial(predict_stages, backbone="pvtv2-b5"), gpu=True),
-        Case("film/memory, 60 s and 600 s", measure=predict_memory),
+        Case("video/decode 10 s, 720p", decode_variants, False, same_pictures),
+        Case("video/predict 60 s, 720p, r50", measure=partial(predict_stages, backbone="r50"), gpu=True),
+        Case("video/predict 60 s, 720p, pvtv2-b5", measure=partial(predict_stages, backbone="pvtv2-b5"), gpu=True),
+        Case("video/memory, 60 s and 600 s", measure=predict_memory),
     ]
 
 
-def write_film(path: Path, seconds: int, size: tuple[int, int] = SIZE, fps: int = 25) -> Path:
-    """A film with sound: discs that move over a picture of soft colours and grain."""
+def write_video_file(path: Path, seconds: int, size: tuple[int, int] = SIZE, fps: int = 25) -> Path:
+    """A video with sound: discs that move over a picture of soft colours and grain."""
     import av
 
     width, height = size
@@ -71,14 +72,14 @@ def decode_variants(settings: Settings) -> list[Variant]:
     from combo_hf.media_combo import FRAME_OFFSET, read_clip
 
     folder = TemporaryFolder()
-    film = write_film(folder.path / "film.mp4", *((2, QUICK_SIZE) if settings.quick else (10, SIZE)))
+    video = write_video_file(folder.path / "video.mp4", *((2, QUICK_SIZE) if settings.quick else (10, SIZE)))
 
     def plain(folder: TemporaryFolder = folder) -> list[np.ndarray]:
         import av
 
-        with av.open(str(film)) as container:
+        with av.open(str(video)) as container:
             pictures = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-        with av.open(str(film)) as container:
+        with av.open(str(video)) as container:
             resampler = av.AudioResampler("flt", rate=16000)
             for frame in container.decode(audio=0):
                 resampler.resample(frame)
@@ -87,7 +88,7 @@ def decode_variants(settings: Settings) -> list[Variant]:
         return [pictures[int(np.flatnonzero(times <= second + FRAME_OFFSET)[-1])][1] for second in range(seconds)]
 
     def ours(folder: TemporaryFolder = folder) -> list[np.ndarray]:
-        return [np.asarray(frame) for frame in read_clip(film).frames]
+        return [np.asarray(frame) for frame in read_clip(video).frames]
 
     return [Variant("plain", plain), Variant("default", ours)]
 
@@ -99,31 +100,29 @@ def same_pictures(wanted: list[np.ndarray], got: list[np.ndarray]) -> str:
 
 
 def predict_stages(settings: Settings, machine: Machine, case: str, backbone: str) -> list[Result]:
-    """`combo-hf predict` of a film: the whole, and how much of it each stage takes."""
+    """`combo-hf predict` of a video: the whole, and how much of it each stage takes."""
     from combo_hf.results.folder import predict_to_folder
 
     with tempfile.TemporaryDirectory(prefix="combo-benchmark-") as folder:
-        film = write_film(Path(folder) / "film.mp4", *((3, QUICK_SIZE) if settings.quick else (60, SIZE)))
+        video = write_video_file(Path(folder) / "video.mp4", *((3, QUICK_SIZE) if settings.quick else (60, SIZE)))
         pipe = make_pipeline(backbone, settings)
         with stage_clocks(pipe, settings.device) as clocks:
             wall, cpu = time.perf_counter(), time.process_time()
-            predict_to_folder(pipe, film, Path(folder) / "out")
+            predict_to_folder(pipe, video, Path(folder) / "out")
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     stages = {**clocks, "writing the video": (wall - sum(w for w, _ in clocks.values()),
                                               cpu - sum(c for _, c in clocks.values()))}  # fmt: skip
-    others = tuple(total - part for total, part in zip((wall, cpu), clocks["network"], strict=True))
+    others = wall - clocks["network"][0], cpu - clocks["network"][1]
     lines = {"whole": (wall, cpu), **stages, "all but the network": others}
     return [
-        Result(case, name, *spent, wall / max(spent[0], 1e-9), cpu / max(spent[1], 1e-9),
-               note=f"{100 * spent[0] / wall:.0f} % of wall, {100 * spent[1] / cpu:.0f} % of CPU")
-        for name, spent in lines.items()
+        Result(case, name, own_wall, own_cpu, wall / max(own_wall, 1e-9), cpu / max(own_cpu, 1e-9),
+               note=f"{100 * own_wall / wall:.0f} % of wall, {100 * own_cpu / cpu:.0f} % of CPU")
+        for name, (own_wall, own_cpu) in lines.items()
     ]  # fmt: skip
 
 
-def make_pipeline(backbone: str, settings: Settings) -> Any:
+def make_pipeline(backbone: str, settings: Settings) -> AudioVisualSegmentationPipeline:
     """A pipeline with the default proposals over random weights."""
-    from combo_hf import AudioVisualSegmentationPipeline, ComboFeatureExtractor, ComboImageProcessor, ComboProcessor
-
     model = make_model(backbone, settings)
     side = model.config.image_size
     images = ComboImageProcessor(size={"height": side, "width": side})
@@ -132,15 +131,17 @@ def make_pipeline(backbone: str, settings: Settings) -> Any:
 
 
 @contextmanager
-def stage_clocks(pipe: Any, device: str = "cpu") -> Iterator[dict[str, tuple[float, float]]]:
+def stage_clocks(
+    pipe: AudioVisualSegmentationPipeline, device: str = "cpu"
+) -> Iterator[dict[str, tuple[float, float]]]:
     """Wall and CPU seconds of the stages of everything that `pipe` does inside the context."""
     from combo_hf import pipeline_combo_inputs
 
     spent = dict.fromkeys(STAGES, (0.0, 0.0))
 
     def add(stage: str, begin: tuple[float, float], sign: int = 1) -> None:
-        now = time.perf_counter(), time.process_time()
-        spent[stage] = tuple(s + sign * (n - b) for s, n, b in zip(spent[stage], now, begin, strict=True))
+        wall, cpu = time.perf_counter() - begin[0], time.process_time() - begin[1]
+        spent[stage] = spent[stage][0] + sign * wall, spent[stage][1] + sign * cpu
 
     def clocked(stage: str, call: Callable, inside: str | None = None) -> Callable:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -162,12 +163,12 @@ def stage_clocks(pipe: Any, device: str = "cpu") -> Iterator[dict[str, tuple[flo
             yield clip
 
     iter_clips, processor = pipeline_combo_inputs.iter_clips, pipe.processor
-    generator = processor.proposal_generator
+    assert isinstance(processor, ComboProcessor)
+    call, generator = ComboProcessor.__call__, processor.proposal_generator
+    processor.proposal_generator = clocked("proposals", generator, inside="network inputs")
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(pipeline_combo_inputs, "iter_clips", clips))
-        stack.enter_context(mock.patch.object(pipe, "processor", clocked("network inputs", processor)))
-        pipe.processor.post_process_semantic_segmentation = processor.post_process_semantic_segmentation
-        processor.proposal_generator = clocked("proposals", generator, inside="network inputs")
+        stack.enter_context(mock.patch.object(ComboProcessor, "__call__", clocked("network inputs", call)))
         stack.callback(setattr, processor, "proposal_generator", generator)
         stack.enter_context(mock.patch.object(pipe.model, "forward", clocked("network", pipe.model.forward)))
         stack.enter_context(mock.patch.object(pipe, "_segment", clocked("label maps", pipe._segment)))
@@ -175,20 +176,20 @@ def stage_clocks(pipe: Any, device: str = "cpu") -> Iterator[dict[str, tuple[flo
 
 
 def predict_memory(settings: Settings, machine: Machine, case: str) -> list[Result]:
-    """Growth of the process while it predicts a short and a ten times longer film, by the bundled weights."""
+    """Growth of the process while it predicts a short and a ten times longer video, by the bundled weights."""
     from combo_hf import load_pipeline
     from combo_hf.results.folder import predict_to_folder
 
     pipe = load_pipeline(device="cpu")
     short, size = (2, QUICK_SIZE) if settings.quick else (60, SIZE)
-    results = []
+    results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="combo-benchmark-") as folder:
-        warm = write_film(Path(folder) / "warm.mp4", 2, size, fps=5)
+        warm = write_video_file(Path(folder) / "warm.mp4", 2, size, fps=5)
         predict_to_folder(pipe, warm, Path(folder) / "warm")  # what is loaded once is not growth
         for length in (short, 10 * short):
-            film = write_film(Path(folder) / "film.mp4", length, size, fps=5)
+            video = write_video_file(Path(folder) / "video.mp4", length, size, fps=5)
             wall, cpu = time.perf_counter(), time.process_time()
-            peak = peak_bytes(lambda film=film: predict_to_folder(pipe, film, Path(folder) / "out"))
+            peak = peak_bytes(partial(predict_to_folder, pipe, video, Path(folder) / "out"))
             spent = time.perf_counter() - wall, time.process_time() - cpu
             first = results[0] if results else Result(case, "", *spent, 1, 1)
             results.append(
