@@ -48,9 +48,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         TypeError: an option that does not exist.
 
     Example:
-        >>> pipe = transformers.pipeline("audio-visual-segmentation", model=folder)  # doctest: +SKIP
-        >>> pipe("clip.mp4")["frames"][0]["segments"]  # doctest: +SKIP
-        [{"label": "bell", "score": 0.93, "mask": <PIL.Image.Image mode=L size=320x240>}]
+        >>> import transformers
+        >>> pipe = transformers.pipeline("audio-visual-segmentation")
+        >>> pipe("clip.mp4")["frames"][0]["segments"]
+        [{'label': 'emergency-car', 'score': 0.94..., 'mask': <PIL.Image.Image image mode=L size=256x256 at ...>}]
     """
 
     model: ComboForAudioVisualSegmentation

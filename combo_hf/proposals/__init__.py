@@ -1,7 +1,6 @@
 """Class-agnostic masks from models: `PROPOSAL_GENERATORS` maps names to builders, each loaded at first use.
 
->>> from combo_hf.proposals import load_proposal_generator
->>> generator = load_proposal_generator("mobile_sam", model="my-mobile-sam")  # doctest: +SKIP
+generator = load_proposal_generator("mobile_sam", model="my-mobile-sam")
 """
 
 from __future__ import annotations

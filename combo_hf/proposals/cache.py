@@ -1,7 +1,7 @@
 """Masks kept on disk: a generator wrapped so that no frame is segmented twice with the same settings and weights.
 
->>> pipe = combo_hf.load_pipeline(proposal_generator={  # doctest: +SKIP
-...     "name": "cached", "folder": "mask-cache", "generator": {"name": "mobile_sam", "model": "my-mobile-sam"}})
+generator = {"name": "mobile_sam", "model": "my-mobile-sam"}
+pipe = combo_hf.load_pipeline(proposal_generator={"name": "cached", "folder": "mask-cache", "generator": generator})
 """
 
 from __future__ import annotations

@@ -55,9 +55,10 @@ Returns:
     fscore_nobg_upstream (without the LAST class: what the official evaluator logs as "no background"), per_class_iou
     and per_class_fscore (None for a class that never occurs), num_videos, num_frames.
 Example:
-    >>> metric = evaluate.load("combo_hf/metrics/avs_segmentation", "s4")  # doctest: +SKIP
-    >>> metric.add(prediction=[[[0.9, 0.1]]], reference=[[[1, 0]]], video_id="a")  # doctest: +SKIP
-    >>> round(metric.compute()["M_J"], 3)  # doctest: +SKIP
+    >>> import evaluate
+    >>> metric = evaluate.load("combo_hf/metrics/avs_segmentation", "s4")
+    >>> metric.add(prediction=[[[0.9, 0.1]]], reference=[[[1, 0]]], video_id="a")
+    >>> round(metric.compute()["M_J"], 3)
     1.0
 """
 
