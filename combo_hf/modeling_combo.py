@@ -79,19 +79,28 @@ class ComboPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Xavier for linear layers, Kaiming for convolutions; modules with tables of their own fill them."""
-        super()._init_weights(module)
-        if isinstance(module, nn.Linear):
-            init.xavier_uniform_(module.weight)
+        """Every layer starts as in the release: xavier for linear layers, Kaiming for convolutions, N(0, 1) for
+        embeddings; then `reset_combo_parameters` of the module around them draws again what starts otherwise."""
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, nn.Linear):
+                init.xavier_uniform_(module.weight)
+            else:
+                init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=1)
-            if module.bias is not None:
-                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        else:
+            super()._init_weights(module)
         reset = getattr(module, "reset_combo_parameters", None)
         if reset is not None:
             reset()
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        """Never as "custom code": of such, transformers leaves out every module that has no tensor of its own, so that
+        its `reset_combo_parameters` would not run. Tensors that were loaded are safe: `transformers.initialization`
+        passes over them."""
+        super()._initialize_weights(module)
 
 
 class ComboModel(ComboPreTrainedModel):

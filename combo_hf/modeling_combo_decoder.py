@@ -54,6 +54,11 @@ class ComboAttention(nn.Module):
         self.v_proj = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
 
+    def reset_combo_parameters(self) -> None:
+        """One xavier over query, key and value joined (3d, d), whose bound is sqrt(1/2) of that of a (d, d) matrix."""
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            init.xavier_uniform_(projection.weight, gain=0.5**0.5)
+
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -87,6 +92,11 @@ class ComboDecoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.decoder_feedforward_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
+    def reset_combo_parameters(self) -> None:
+        for layer in (self.fc1, self.fc2):
+            layer.reset_parameters()  # torch's default, for the bias
+            init.xavier_uniform_(layer.weight)
+
     def forward(
         self,
         queries: torch.Tensor,
@@ -108,6 +118,10 @@ class ComboMaskEmbedding(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(3))
 
+    def reset_combo_parameters(self) -> None:
+        for layer in self.layers:
+            layer.reset_parameters()
+
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
         queries = self.layers[0](queries).relu_()
         return self.layers[2](self.layers[1](queries).relu_())
@@ -128,9 +142,7 @@ class ComboDecoder(nn.Module):
         self.mask_head = ComboMaskEmbedding(dim)
 
     def reset_combo_parameters(self) -> None:
-        init.normal_(self.query_features.weight)
-        init.normal_(self.query_positions.weight)
-        init.normal_(self.level_embed.weight)
+        self.class_head.reset_parameters()
 
     def forward(
         self,

@@ -28,6 +28,10 @@ class ComboChannelWeights(nn.Module):
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
+    def reset_combo_parameters(self) -> None:
+        self.fc1.reset_parameters()
+        self.fc2.reset_parameters()
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         pooled = features.mean(dim=(2, 3))  # (F, C)
         return self.fc2(self.fc1(pooled).relu()).sigmoid()[:, :, None, None]  # (F, C, 1, 1)

@@ -116,6 +116,10 @@ class ComboAudioProjection(nn.Module):
             nn.Linear(width, config.hidden_dim),
         )
 
+    def reset_combo_parameters(self) -> None:
+        for layer in self.layers[::2]:
+            layer.reset_parameters()
+
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         """(F, D) -> (F, d)."""
         return self.layers(audio)

@@ -104,6 +104,11 @@ class ComboPixelDecoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(config.pixel_decoder_feedforward_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
 
+    def reset_combo_parameters(self) -> None:
+        for layer in (self.fc1, self.fc2):
+            layer.reset_parameters()  # torch's default, for the bias
+            init.xavier_uniform_(layer.weight)
+
     def forward(
         self,
         hidden: torch.Tensor,
@@ -135,6 +140,8 @@ class ComboPixelDecoder(nn.Module):
 
     def reset_combo_parameters(self) -> None:
         init.normal_(self.level_embed)
+        for convolution, _ in self.input_projections:
+            init.xavier_uniform_(convolution.weight)
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Args: feature_maps: (F, C_l, ., .) of strides 4 to 32.
