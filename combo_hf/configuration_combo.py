@@ -98,6 +98,7 @@ RANGES = {
     "fusion_gate_init": (-math.inf, math.inf),
     "oversample_ratio": (1.0, math.inf),
     "importance_sample_ratio": (0.0, 1.0),
+    "background_weight": (0.001, 1.0),
 }
 SWITCHES = "use_maskige share_encoders freeze_batch_norm freeze_audio_encoder fusion adaptive_consistency".split()
 
@@ -139,6 +140,9 @@ class ComboConfig(PretrainedConfig):
             do not count (release: 5, hence a 10-frame clip counts as two halves). `None`: all neighbours of the clip.
         no_object_weight (`float`): class weight of "no object".
         train_num_points, oversample_ratio, importance_sample_ratio: point sampling of the mask losses.
+        background_weight (`float`): factor of the background's score where classes are compared, in evaluation mode
+            only; at least 0.001, at most 1.0, which is the release's rule and right for its weights. Weights from a
+            short training want less: [`calibrate_background`] finds it on validation clips.
         id2label (`dict`): class names; index 0 is the background, which is a predicted class. Default: two classes.
 
     Raises:
@@ -186,6 +190,7 @@ class ComboConfig(PretrainedConfig):
         train_num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
+        background_weight: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if backbone_config is None:
@@ -227,6 +232,7 @@ class ComboConfig(PretrainedConfig):
         self.train_num_points = train_num_points
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
+        self.background_weight = background_weight
         if kwargs.get("id2label") is None and "num_labels" not in kwargs:
             kwargs["id2label"] = dict(enumerate(BINARY_CLASSES))
             kwargs["label2id"] = {name: index for index, name in enumerate(BINARY_CLASSES)}

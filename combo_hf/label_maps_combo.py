@@ -12,6 +12,7 @@ pixels in these.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -84,6 +85,23 @@ def input_size(mask_logits: torch.Tensor) -> Size:
     """Height and width of the network's input for masks (..., h, w)."""
     height, width = mask_logits.shape[-2:]
     return MASK_STRIDE * height, MASK_STRIDE * width
+
+
+def weigh_background(class_logits: torch.Tensor, weight: float) -> torch.Tensor:
+    """Class logits with which the background has `weight` times its score ([`class_scores`]), the others their own.
+
+    Queries agree on the background more often than on an object, and their scores add up. The share that is taken from
+    the background's probability goes to "no object", which scores nothing.
+
+    Args:
+        class_logits (`torch.Tensor` of shape `(..., K + 1)`): index 0 is the background, the last is "no object".
+        weight (`float`): above 0, at most 1.
+    """
+    if weight == 1:
+        return class_logits
+    background, others, nothing = class_logits.log_softmax(-1).tensor_split((1, class_logits.shape[-1] - 1), dim=-1)
+    rest = torch.logaddexp(nothing, background + math.log1p(-weight))
+    return torch.cat([background + math.log(weight), others, rest], dim=-1)
 
 
 def highest_class(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:

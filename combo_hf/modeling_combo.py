@@ -27,6 +27,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_combo import ComboConfig
+from .label_maps_combo import weigh_background
 from .loss_combo import ComboLoss
 from .modeling_combo_decoder import ComboDecoder, spread_audio
 from .modeling_combo_encoders import ComboSiamEncoder, ComboVGGish
@@ -248,6 +249,9 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
             clips = frames_per_clip(num_frames, len(pixel_values))
             values["loss_dict"] = self.criterion(predictions, *targets, clips, loss_divisors)
             values["loss"] = torch.stack(list(values["loss_dict"].values())).sum()
+        if not self.training:
+            weight = self.config.background_weight
+            values["class_queries_logits"] = weigh_background(out.class_queries_logits, weight)
         if not output_auxiliary_logits:
             values.pop("auxiliary_logits", None)
         return ComboForAudioVisualSegmentationOutput(**values)

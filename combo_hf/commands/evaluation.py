@@ -43,6 +43,10 @@ def _print_results(results: dict[str, Any], output: Path, sheet: int) -> None:
     for name in SHOWN:
         if name in scores:
             print(f"  {name:15} {100 * scores[name]:6.2f}")
+    background = results["background_weight"]
+    overlap = background["M_J_by_weight"]
+    print(f"  M_J by weight of the background: {100 * overlap['1.0']:.2f} at 1.0 (the release), best here "
+          f"{100 * overlap[str(background['best'])]:.2f} at {background['best']}")  # fmt: skip
     print(f"written to {output}: results.json, per_class.md, per_video.jsonl"
           f"{', sheet.png' if sheet else ''}")  # fmt: skip
 

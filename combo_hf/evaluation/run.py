@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from combo_hf import __version__
+from combo_hf.evaluation.calibration import best_background, overlaps_by_weight
 from combo_hf.evaluation.files import (
     check_settings,
     collect_lines,
@@ -35,14 +36,14 @@ from combo_hf.evaluation.files import (
     write_text,
 )
 from combo_hf.evaluation.options import EvaluationOptions
-from combo_hf.evaluation.scores import predict_class_maps, sounding_scores
+from combo_hf.evaluation.scores import predict_class_maps, sounding_scores, truth_of
 from combo_hf.files.environment import fingerprint_weights, package_versions, resolve_device, useful_workers
 from combo_hf.files.folder_lock import only_run
 from combo_hf.metrics.avs_segmentation.video_records import object_scores, semantic_scores, video_iou
 from combo_hf.metrics.functional import score_labels, score_object
 
 
-VERSION = 1  # raise when what a line holds changes
+VERSION = 2  # raise when what a line holds changes
 OBJECT_SUBSETS = ("s4", "ms3")
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "pillow")
 ProgressCallback = Callable[[int, int], None]
@@ -168,6 +169,7 @@ def prepare_evaluation(
         "data_bytes": getattr(getattr(rows, "data", None), "nbytes", None),
         "scores": options.scores,
         "image_size": network.config.image_size,
+        "background_weight": network.config.background_weight,
         "batch_size": options.batch_size,
         "silence_audio": options.silence_audio,
         "blank_maskige": options.blank_maskige,
@@ -212,7 +214,9 @@ def score_clip(evaluation: Evaluation, index: int, example: Any, class_maps: tor
     if not len(class_maps):
         return head | {"num_frames": 0}
     target = example.masks.to(class_maps.device)
-    record = head | score_object(name, sounding_scores(class_maps), (target > 0) & (target != 255))
+    weight = evaluation.settings["background_weight"]
+    record = head | score_object(name, sounding_scores(class_maps), truth_of(target))
+    record["M_J_by_background"] = overlaps_by_weight(class_maps, target, weight)
     if evaluation.semantic:
         areas = score_labels(name, class_maps.argmax(1), target, len(evaluation.labels))
         record |= {"iou": video_iou(areas)} | areas
@@ -267,6 +271,7 @@ def _report(evaluation: Evaluation, output: Path) -> dict[str, Any]:
     if evaluation.semantic:
         classes = semantic_scores(scored, len(evaluation.labels), options.protocol)
         scores = classes | {"sounding_or_not": {name: scores[name] for name in ("M_J", "M_F")}}
+    best, by_weight = best_background([record["M_J_by_background"] for record in scored])
     table = class_table(evaluation.labels, scored, scores, evaluation.semantic)
     write_tables(output, table)
     if options.sheet:
@@ -279,6 +284,12 @@ def _report(evaluation: Evaluation, output: Path) -> dict[str, Any]:
         "metric": "miou and fscore" if evaluation.semantic else "M_J and M_F",
         "protocol": options.protocol if evaluation.semantic else "avsbench",
         "scores": scores,
+        # M_J is of the model's own weight; a weight is for choosing on validation videos, never on those of a test
+        "background_weight": {
+            "of_the_model": evaluation.settings["background_weight"],
+            "best": best,
+            "M_J_by_weight": {str(weight): value for weight, value in by_weight.items()},
+        },
         "videos_without_annotation": len(records) - len(scored),
         "settings": evaluation.settings,
         "versions": {"combo-hf": __version__} | package_versions(PACKAGES),

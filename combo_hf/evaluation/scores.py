@@ -40,15 +40,13 @@ def evaluate_model(
         ValueError: no annotated frame, batch_size below 1, or `binary=False` for a model of two classes.
     """
     num_labels = model.config.num_labels
-    if batch_size < 1:
-        raise ValueError(f"batch_size: wanted at least 1, got {batch_size}.")
     if not binary and num_labels == 2:
         raise ValueError("a model of two classes has no semantic scores; leave binary=True.")
     overlaps, f_scores = [], []
     semantic = SemanticScores(num_labels) if num_labels > 2 else None
     for class_maps, target in iter_class_maps(model, dataset, batch_size, progress):
         if binary:
-            scores, truth = sounding_scores(class_maps), (target > 0) & (target != 255)
+            scores, truth = sounding_scores(class_maps), truth_of(target)
             overlaps.append(jaccard(scores, truth))
             f_scores.append(f_measure(scores, truth))
         if semantic is not None:
@@ -68,6 +66,8 @@ def iter_class_maps(
     """Class maps (A, K, H, W) and target (A, H, W) of the A annotated frames of each clip, clip by clip."""
     from tqdm import tqdm
 
+    if batch_size < 1:
+        raise ValueError(f"batch_size: wanted at least 1, got {batch_size}.")
     training = model.training
     model.eval()
     try:
@@ -112,6 +112,11 @@ def class_maps_of(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torc
     for index, frame in enumerate(zip(class_logits, mask_logits, strict=True)):
         maps[index] = class_scores(*frame)
     return maps
+
+
+def truth_of(target: torch.Tensor) -> torch.Tensor:
+    """Class ids -> bool, whether something sounds there; ignored pixels (255) count as background."""
+    return (target > 0) & (target != 255)
 
 
 def sounding_scores(class_maps: torch.Tensor) -> torch.Tensor:

@@ -162,6 +162,9 @@ class TrainingRecipe:
         eval_every: steps between evaluations; the last step is always evaluated. A checkpoint is written with each.
         save_every: steps between states to resume from, besides those written with each evaluation; `null`: no others.
         eval_clips_per_batch: clips per batch of an evaluation.
+        calibrate_background: before each evaluation, choose the weight of the background with the best M_J on the
+            validation clips and keep it in the configuration, see [`calibrate_background`]. For short trainings and
+            few clips; the release has none.
         best_metric: decides which checkpoint is the best; higher is better.
         trackers: programs that are told the metrics too, such as "tensorboard" (files in output_dir/logs).
         time_limit_s: stop in good order after so many seconds; `null`: never.
@@ -193,6 +196,7 @@ class TrainingRecipe:
     eval_every: int = 500
     save_every: int | None = None
     eval_clips_per_batch: int = 8
+    calibrate_background: bool = False
     best_metric: str = "M_J"
     trackers: list[str] = field(default_factory=list)
     time_limit_s: float | None = None

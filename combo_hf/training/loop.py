@@ -27,6 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from combo_hf.data.collate import Augmentation, ComboCollator
+from combo_hf.evaluation.calibration import calibrate_background
 from combo_hf.evaluation.scores import evaluate_model
 from combo_hf.files.atomic import whole_folder
 from combo_hf.files.environment import useful_workers
@@ -231,6 +232,9 @@ class _Run:
             with self._mean_weights(model):
                 if self.validation_set is not None:
                     size, shown = self.recipe.eval_clips_per_batch, self.recipe.progress and sys.stderr.isatty()
+                    if self.recipe.calibrate_background:
+                        weight, _ = calibrate_background(model, self.validation_set, size, progress=shown)
+                        model.config.background_weight = weight
                     self.validation = evaluate_model(model, self.validation_set, size, progress=shown)
                     best = self.progress.best is None or self.validation[metric] > self.progress.best
                     self.reporter.log({"step": self.progress.step, "validation": self.validation})

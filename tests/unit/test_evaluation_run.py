@@ -79,6 +79,10 @@ def test_scores_are_those_of_the_metrics_and_all_files_are_there(folders: Path, 
         assert scores["M_J"] > 0.3  # the bundled weights know such scenes
         categories = {name for line in lines for name in line["category"].split(",") if name}
         assert categories <= {row["category"] for row in table}
+    background = results["background_weight"]
+    assert background["of_the_model"] == 1.0
+    assert background["M_J_by_weight"]["1.0"] == pytest.approx(means[0])
+    assert background["M_J_by_weight"][str(background["best"])] == max(background["M_J_by_weight"].values())
     assert (whole[kind] / "per_class.md").read_text().count("\n") == len(table) + 2
     with Image.open(whole[kind] / "sheet.png") as sheet:
         assert sheet.width > 1000 and len(sheet.getcolors(1 << 24)) > 1000
