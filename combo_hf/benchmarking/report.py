@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.benchmarking.machine import Machine
-from combo_hf.files.atomic import replacing
+from combo_hf.files.atomic import write_text
 
 
 @dataclass
@@ -114,5 +114,4 @@ def write_json(results: Sequence[Result], machine: Machine, path: str | Path) ->
     """
     path = Path(path)
     lines: list[dict[str, Any]] = [{**asdict(result), "bound": result.bound} for result in results]
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps({"machine": machine.as_dict(), "results": lines}, indent=1), encoding="utf-8")
+    write_text(path, json.dumps({"machine": machine.as_dict(), "results": lines}, indent=1))

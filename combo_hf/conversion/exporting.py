@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from combo_hf.files.atomic import replacing
 
 
 INPUTS = ("pixel_values", "maskige_values", "input_features")
@@ -82,8 +82,7 @@ def save_program(model: nn.Module, path: str | Path, num_frames: int | None = No
     path.parent.mkdir(parents=True, exist_ok=True)
     num_frames = num_frames or model.config.num_frames
     program = export_program(model, num_frames)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        file = Path(folder) / "model.pt2"
+    with replacing(path) as file:
         with _quiet():
             # Not to the file itself: where the disk is full, torch's own writer ends the process (torch 2.14).
             torch.export.save(program, content := io.BytesIO())
@@ -93,7 +92,6 @@ def save_program(model: nn.Module, path: str | Path, num_frames: int | None = No
         with torch.no_grad():
             differences = _differences(loaded(*inputs.values()), ClipNetwork(model)(*inputs.values()))
         _check_differences(differences)
-        os.replace(file, path)
     return differences
 
 
@@ -119,8 +117,7 @@ def export_onnx(model: nn.Module, path: str | Path, num_frames: int | None = Non
     num_frames = num_frames or model.config.num_frames
     program = export_program(model, num_frames)
     names = list(example_inputs(model.config, num_frames))
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        file = Path(folder) / "model.onnx"
+    with replacing(path) as file:
         with _quiet():
             exported = torch.onnx.export(
                 program, input_names=names, output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True, verbose=False
@@ -128,7 +125,6 @@ def export_onnx(model: nn.Module, path: str | Path, num_frames: int | None = Non
             exported.save(file, external_data=False)
         differences = compare_onnx(model, file, num_frames)
         _check_differences(differences)
-        os.replace(file, path)
     return differences
 
 

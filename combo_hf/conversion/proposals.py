@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from combo_hf.conversion.saving import check_output
-from combo_hf.files.atomic import whole_folder
+from combo_hf.files.atomic import replacing_folder
 
 
 CARD = """---
@@ -46,9 +44,7 @@ def save_converted_proposal_model(
         from combo_hf.proposals.sam import image_processor_of
 
         image_processor = image_processor_of(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    with whole_folder(temporary, str(target)):
+    with replacing_folder(target) as temporary:
         model.save_pretrained(temporary)
         if image_processor is not None:
             image_processor.save_pretrained(temporary)
@@ -57,6 +53,4 @@ def save_converted_proposal_model(
         (temporary / "README.md").write_text(card, encoding="utf-8")
         facts = json.dumps(dataclasses.asdict(report), indent=1)
         (temporary / "conversion_report.json").write_text(facts, encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp gives 0o700, which others on the machine could not read
-        os.replace(temporary, target)
     return target

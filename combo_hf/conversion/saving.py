@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from combo_hf.conversion.official import ConversionReport
-from combo_hf.files.atomic import whole_folder
+from combo_hf.files.atomic import replacing_folder
 from combo_hf.publishing.card import build_card, find_origin
 
 
@@ -34,9 +32,7 @@ def save_converted(model: Any, report: ConversionReport, output_dir: str | Path,
         side = model.config.image_size
         images = ComboImageProcessor(size={"height": side, "width": side}, num_labels=model.config.num_labels)
         processor = ComboProcessor(images, num_frames=model.config.num_frames)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    with whole_folder(temporary, str(target)):
+    with replacing_folder(target) as temporary:
         model.save_pretrained(temporary)
         processor.save_pretrained(temporary)
         (temporary / "conversion_report.json").write_text(
@@ -44,8 +40,6 @@ def save_converted(model: Any, report: ConversionReport, output_dir: str | Path,
         )
         card = build_card(model.config, target.name, find_origin(temporary))
         (temporary / "README.md").write_text(card, encoding="utf-8")
-        temporary.chmod(0o755)  # mkdtemp gives 0o700, which others on the machine could not read
-        os.replace(temporary, target)
     return target
 
 

@@ -21,9 +21,8 @@ from typing import Any
 from combo_hf.data.avsbench_card import write_card
 from combo_hf.data.avsbench_layout import SPLITS, SUBSETS, ClipEntry, find_home, read_entries, subset_rule
 from combo_hf.data.avsbench_rows import RowOptions, built_features, read_row
-from combo_hf.files.atomic import replacing
+from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
 from combo_hf.files.folder_lock import MARKER, only_run
-from combo_hf.files.leftovers import PARTIAL, owned_prefix, remove_leftovers
 from combo_hf.files.pool import run_tasks, show_progress
 
 
@@ -191,18 +190,14 @@ def write_shard(shard: Shard) -> int:
     import pyarrow.parquet
 
     schema = built_features(shard.options.log_mel).arrow_schema
-    partial = shard.path.with_name(f".partial-{os.getpid()}-{shard.path.name}")
     skipped: list[tuple[str, str]] = []
-    try:
+    with replacing(shard.path) as partial:
         with pyarrow.parquet.ParquetWriter(partial, schema) as writer:
             for rows in _row_groups(shard, skipped):
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema), row_group_size=ROW_GROUP)
             writer.add_key_value_metadata({SKIPPED_KEY: json.dumps(skipped).encode()})
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(partial, shard.path)
-    finally:
-        partial.unlink(missing_ok=True)
     return len(shard.entries)
 
 
@@ -250,9 +245,7 @@ def _settings(
 def _check_folder(output: Path) -> None:
     """Raise `ValueError` where a folder holds files of others."""
     if output.exists() and not any((output / f"build-{subset}.json").is_file() for subset in SUBSETS):
-        if not output.is_dir() or any(
-            not path.name.startswith(f"{PARTIAL}-") and path.name != MARKER for path in output.iterdir()
-        ):
+        if not output.is_dir() or any(not is_partial(path) and path.name != MARKER for path in output.iterdir()):
             raise ValueError(f"{output} is no folder of a build and not empty; choose a new or empty folder.")
 
 
@@ -265,15 +258,14 @@ def _prepare(settings: BuildSettings, output: Path, resume: bool) -> Path:
     record, folder = output / f"build-{settings.subset}.json", output / "data" / settings.subset
     if record.is_file() and resume:
         _compare(json.loads(settings.to_json()), record, output)
-    for path in folder.glob(f"{PARTIAL}-*") if resume else folder.glob("*.parquet"):
+    for path in () if resume else folder.glob("*.parquet"):
         path.unlink(missing_ok=True)
-    remove_leftovers(output)
+    remove_leftovers(output, deep=True)
     strangers = [] if record.is_file() else sorted(path.name for path in folder.glob("*.parquet"))
     if strangers:
         raise ValueError(f"{folder} holds {strangers[0]} and no record of a build; move it away first.")
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(record, record.with_name(f"{owned_prefix()}{record.name}")) as partial:
-        partial.write_text(settings.to_json(), encoding="utf-8")
+    write_text(record, settings.to_json())
     folder.mkdir(parents=True, exist_ok=True)  # after the record: a kill in between leaves no folder of unknown origin
     return folder
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.data.avsbench_layout import SUBSETS, subset_rule
-from combo_hf.files.atomic import replacing
-from combo_hf.files.leftovers import owned_prefix
+from combo_hf.files.atomic import write_text
 
 
 TITLES = {
@@ -99,8 +98,7 @@ def write_card(output: Path) -> None:
         log_mel="- `log_mel`: the official pickled examples, flattened (T, 1, 96, 64)\n" if log_mel else "",
         skipped=f"\nLeft out because a file is missing or damaged:\n\n{skipped}" if skipped else "",
     )
-    with replacing(output / "README.md", output / f"{owned_prefix()}README.md") as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(output / "README.md", text)
 
 
 def push_dataset(folder: str | Path, repo_id: str, private: bool, token: str | None = None) -> str:

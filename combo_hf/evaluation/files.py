@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from combo_hf.files.atomic import is_partial, write_text
 from combo_hf.files.folder_lock import MARKER
 
 
@@ -27,17 +27,6 @@ def part_file(output: Path, rank: int) -> Path:
     return output / f"per_video.part-{rank:05d}.jsonl"
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a text file under another name, then put it in its place."""
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
 def check_settings(output: Path, settings: dict[str, Any]) -> bool:
     """Whether the folder holds an evaluation with the same settings, to be continued.
 
@@ -48,9 +37,7 @@ def check_settings(output: Path, settings: dict[str, Any]) -> bool:
         raise FileExistsError(f"{output} is a file; name a folder.")
     path = output / SETTINGS_FILE
     if not path.is_file():
-        if output.is_dir() and any(
-            not entry.name.startswith(".partial-") and entry.name != MARKER for entry in output.iterdir()
-        ):
+        if output.is_dir() and any(not is_partial(entry) and entry.name != MARKER for entry in output.iterdir()):
             raise FileExistsError(f"{output} holds files that are no evaluation; choose a new or empty folder.")
         return False
     try:

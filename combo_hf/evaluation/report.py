@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from combo_hf.evaluation.files import write_text
 from combo_hf.evaluation.scores import predict_class_maps
+from combo_hf.files.atomic import replacing, write_text
 from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, overlay
 
 
@@ -114,12 +113,8 @@ def write_sheet(evaluation: Any, records: Sequence[dict[str, Any]], path: Path) 
         for strip in strips:
             sheet.paste(strip, (x, y))
             y += strip.height
-    temporary = path.with_name(f".partial-{path.name}")
-    try:
+    with replacing(path) as temporary:
         sheet.save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

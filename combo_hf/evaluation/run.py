@@ -33,10 +33,10 @@ from combo_hf.evaluation.files import (
     part_file,
     read_lines,
     write_settings,
-    write_text,
 )
 from combo_hf.evaluation.options import EvaluationOptions
 from combo_hf.evaluation.scores import predict_class_maps, sounding_scores, truth_of
+from combo_hf.files.atomic import write_text
 from combo_hf.files.environment import fingerprint_weights, package_versions, resolve_device, useful_workers
 from combo_hf.files.folder_lock import only_run
 from combo_hf.metrics.avs_segmentation.video_records import object_scores, semantic_scores, video_iou

@@ -1,8 +1,9 @@
 """One run at a time in a folder, by a lock that ends with its process, however that ends.
 
 The lock is on a file, `.running`, which names the process and its machine and goes with the run. After kill -9 the
-file stays, without the lock: the next run takes it. Other machines see the lock where the file system they share
-passes locks on (NFS and most of its kind do); where one has no locks at all, nobody is refused.
+file stays, without the lock: the next run takes it. A link of that name, which may come with a folder from a stranger,
+is refused: it would be the file at its other end that is written to. Other machines see the lock where the file system
+they share passes locks on (NFS and most of its kind do); where one has no locks at all, nobody is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +32,7 @@ def only_run(folder: Path) -> Iterator[None]:
         folder: made if it is missing, and removed in the end if nothing came into it.
 
     Raises:
-        FileExistsError: another process works there, or the folder is a file.
+        FileExistsError: another process works there, the folder is a file, or `.running` in it is a link.
         OSError: the folder cannot be made or written to.
     """
     place = folder.resolve()
@@ -58,7 +60,7 @@ def only_run(folder: Path) -> Iterator[None]:
 def _take(path: Path, folder: Path) -> int:
     """Handle of the locked file; closing it, or the end of the process, ends the lock."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = _open(path)
         try:
             _lock(handle)
             if _is_at(handle, path):
@@ -75,6 +77,29 @@ def _take(path: Path, folder: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)  # the one before has just removed it
+
+
+def _open(path: Path) -> int:
+    """Handle of the file itself, never of one that it links to.
+
+    Raises:
+        FileExistsError: it is a link (hard ones too), a folder or a device.
+    """
+    refused = FileExistsError(f"{path} is a link or no plain file, so no run may take the folder; remove it.")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        if path.is_symlink():  # Windows has no O_NOFOLLOW
+            raise refused
+        handle = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise refused from None
+        raise
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise refused
+    return handle
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
-from combo_hf.files.leftovers import owned_prefix, remove_leftovers
+from combo_hf.files.atomic import remove_leftovers, replacing
 from combo_hf.files.npz import read_npz
 from combo_hf.proposals_combo import get_proposal_generator
 
@@ -134,11 +133,5 @@ def read_masks(path: Path) -> np.ndarray | None:
 def write_masks(path: Path, masks: np.ndarray) -> None:
     """Write masks, bool (K, H, W), under a temporary name, then give the file its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=owned_prefix(), dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, packed=np.packbits(masks), shape=np.array(masks.shape))
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, packed=np.packbits(masks), shape=np.array(masks.shape))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from combo_hf.files.leftovers import owned_prefix
+from combo_hf.files.atomic import replacing
 from combo_hf.proposals.clip import clip_indices
 from combo_hf.proposals.pregenerate import Job, MaskigeReport, maskige_png
 
@@ -45,19 +44,14 @@ def rewrite_parquet(path: Path, generator: Any, job: Job) -> MaskigeReport:
             report.kept += table.metadata.num_rows
             return report
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{owned_prefix()}{target.name}")
-        try:
-            with pyarrow.parquet.ParquetWriter(partial, schema) as writer:
-                for number in range(table.num_row_groups):
-                    rows = table.read_row_group(number).to_pylist()
-                    for row in rows:
-                        _fill(row, generator, job.stable, report)
-                        if job.tick is not None:
-                            job.tick()
-                    writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema), row_group_size=len(rows) or 1)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(target) as partial, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
+            for number in range(table.num_row_groups):
+                rows = table.read_row_group(number).to_pylist()
+                for row in rows:
+                    _fill(row, generator, job.stable, report)
+                    if job.tick is not None:
+                        job.tick()
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema), row_group_size=len(rows) or 1)
     return report
 
 

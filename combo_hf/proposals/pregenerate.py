@@ -10,8 +10,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from combo_hf.files.leftovers import owned_prefix, remove_leftovers
+from combo_hf.files.atomic import remove_leftovers, replacing
 from combo_hf.maskige_combo import PALETTE
 from combo_hf.proposals.cache import identity_of
 from combo_hf.proposals.clip import clip_indices
@@ -224,12 +222,12 @@ def make_group(group: Group, generator: Any, job: Job) -> MaskigeReport:
     try:
         for index in clip_indices(masks_of_missing(), None, job.stable):
             target, size = targets[-1]
-            write_bytes(output / target, maskige_png(index, size))
+            _write(output / target, maskige_png(index, size))
             report.written += 1
     except ValueError as error:  # of the film: frames are dealt with above
         report.failed.append((group.name, str(error)))
     if job.stable and group.fps and not report.failed:
-        write_bytes(complete, b"")
+        _write(complete, b"")
     return report
 
 
@@ -242,18 +240,10 @@ def maskige_png(index: np.ndarray, size: tuple[int, int]) -> bytes:
     return buffer.getvalue()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then give it its own."""
+def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=owned_prefix(), dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(partial, 0o644)  # mkstemp makes it unreadable for others
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with replacing(path) as partial:
+        partial.write_bytes(data)
 
 
 def parquet_files(source: Path) -> list[Path]:
@@ -268,7 +258,7 @@ def copy_rest(source: Path, output: Path, tables: list[Path]) -> None:
     for path in sorted(source.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
         if path.is_file() and not hidden and path not in tables and path.suffix in (".md", ".json", ".jsonl"):
-            write_bytes(output / path.relative_to(source), path.read_bytes())
+            _write(output / path.relative_to(source), path.read_bytes())
 
 
 def _check_record(output: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -286,4 +276,4 @@ def _check_record(output: Path, settings: dict[str, Any], resume: bool) -> None:
             "--no-resume, or choose another folder."
         )
     if not resume or not record.is_file():
-        write_bytes(record, text.encode())
+        _write(record, text.encode())

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from combo_hf.files.leftovers import owned_prefix, remove_leftovers
+from combo_hf.files.atomic import owned_prefix, remove_leftovers
 from combo_hf.media_combo import MediaError, probe_media
 from combo_hf.media_combo_download import address_name
 from combo_hf.media_combo_source import open_media

@@ -7,7 +7,6 @@ right or at the bottom. The colours are mixed in YUV, so what the maps leave alo
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from combo_hf.files.atomic import replacing
 from combo_hf.maskige_combo import PALETTE
 from combo_hf.media_combo_source import MediaFile, PictureTrack, even, even_picture, open_media, plane_values
 
@@ -76,7 +76,7 @@ def write_overlay_video(
     if isinstance(source, (str, os.PathLike)) and path.exists() and os.path.exists(source):
         if os.path.samefile(source, path):
             raise ValueError(f"{path.name} is the film itself; write the overlay to another file.")
-    with open_media(source) as media, media.open() as film, media.open() as sound_film, _whole(path) as partial:
+    with open_media(source) as media, media.open() as film, media.open() as sound_film, replacing(path) as partial:
         track = media.pictures(film)
         # one shift for both tracks keeps the sound where it was
         shift = Fraction(film.start_time or 0, 1_000_000)
@@ -132,7 +132,7 @@ def write_video(
     sound = None if waveform is None else _check_sound(waveform, sampling_rate)
     rate = Fraction(fps).limit_denominator(1001)
     media = MediaFile(path.name, str(path))
-    with _whole(path) as partial, _mp4(partial, media) as output:
+    with replacing(path) as partial, _mp4(partial, media) as output:
         pictures = output.add_stream("libx264", rate=rate, options=X264_OPTIONS)
         pictures.pix_fmt = "yuv420p"
         voice = None if sound is None else output.add_stream("aac", rate=sampling_rate, layout="mono")
@@ -168,17 +168,6 @@ def _target(path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise ValueError(f"{path.name}: is a folder; pass the name of a file.")
     return path
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name beside `path` that takes its place on success and vanishes otherwise, whatever the reason."""
-    partial = path.with_name(f".partial-{secrets.token_hex(6)}{path.suffix}")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

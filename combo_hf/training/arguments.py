@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from combo_hf.files.atomic import replacing
+from combo_hf.files.atomic import write_text
 from combo_hf.training.recipe_files import apply_override, build, dump_yaml, parse_yaml
 
 
@@ -265,8 +265,7 @@ class TrainingRecipe:
 
     def save(self, path: str | Path) -> None:
         """Write a YAML file that [`from_yaml`] reads."""
-        with replacing(Path(path)) as temporary:
-            temporary.write_text(dump_yaml(self.to_dict()), encoding="utf-8")
+        write_text(path, dump_yaml(self.to_dict()))
 
     def differences(self, other: TrainingRecipe) -> list[str]:
         """`"key: ours, theirs"` of the values that differ and that a resumed run may not change."""

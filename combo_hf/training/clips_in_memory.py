@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -21,7 +20,7 @@ import torch
 
 from combo_hf.data.collate import SILENCE, Augmentation, ClipExample, example_generator, make_example, row_to_example
 from combo_hf.data.synthetic.dataset import GENERATION, ID2LABEL, plan_clip, synthesize_clip
-from combo_hf.files.leftovers import owned_prefix, remove_leftovers
+from combo_hf.files.atomic import replacing
 from combo_hf.files.npz import read_npz
 
 
@@ -160,7 +159,6 @@ def save_examples(examples: Sequence[ClipExample], path: str | Path, settings: d
     """Write clips, packed along F, and the settings that made them into one .npz file (plain arrays, no pickle)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent)
     arrays = {
         "settings": np.array(json.dumps(settings)),
         "video_ids": np.array([example.video_id for example in examples]),
@@ -169,13 +167,8 @@ def save_examples(examples: Sequence[ClipExample], path: str | Path, settings: d
     for name in ("frames", "maskiges", "input_features", "masks", "label_frames"):
         if getattr(examples[0], name) is not None:
             arrays[name] = torch.cat([getattr(example, name) for example in examples]).numpy()
-    temporary = path.with_name(f"{owned_prefix()}{path.name}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_examples(path: str | Path, settings: dict[str, Any] | None = None) -> list[ClipExample] | None:

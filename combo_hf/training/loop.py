@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from combo_hf.data.collate import Augmentation, ComboCollator
 from combo_hf.evaluation.calibration import calibrate_background
 from combo_hf.evaluation.scores import evaluate_model
-from combo_hf.files.atomic import whole_folder
+from combo_hf.files.atomic import recover_folder, removed_on_failure, replacing_folder
 from combo_hf.files.environment import useful_workers
 from combo_hf.training.arguments import TrainingRecipe
 from combo_hf.training.clips_in_memory import ClipTensors
@@ -42,8 +42,6 @@ from combo_hf.training.state import (
     commit_state,
     has_checkpoint,
     newest_state,
-    recover_folder,
-    write_folder,
     write_json,
 )
 from combo_hf.training.step import optimizer_step
@@ -239,7 +237,8 @@ class _Run:
                     best = self.progress.best is None or self.validation[metric] > self.progress.best
                     self.reporter.log({"step": self.progress.step, "validation": self.validation})
                 for name in ("last", "best") if best else ("last",):
-                    write_folder(self.output / name, lambda folder: self._save_checkpoint(model, folder))
+                    with replacing_folder(self.output / name) as folder:
+                        self._save_checkpoint(model, folder)
         self.validation, best = from_main(accelerator, (self.validation, best))
         if best:
             self.progress.best = self.validation[metric]
@@ -272,7 +271,7 @@ class _Run:
         if accelerator.is_main_process:
             shutil.rmtree(temporary, ignore_errors=True)
             (self.output / "state").mkdir(exist_ok=True)
-        with whole_folder(temporary, f"the state in {self.output}"):
+        with removed_on_failure(temporary, f"the state in {self.output}"):
             accelerator.wait_for_everyone()
             accelerator.save_state(str(temporary))
             if accelerator.is_main_process:

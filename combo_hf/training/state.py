@@ -1,8 +1,7 @@
 """Folders of a run that are either whole or absent, whatever kills the process.
 
 A state is written under another name, gets a list of its files and their sizes as its last file, and is then renamed;
-an older one is removed only after that. A checkpoint (`best`, `last`) takes its place by two renames; if the process
-ends between them, [`recover_folder`] puts the older one back.
+an older one is removed only after that. Checkpoints (`best`, `last`) are written by `replacing_folder`.
 
 A state is read by pickle in part (optimizer and random generators, restricted to plain tensors and numbers): resume
 your own runs, not folders from strangers.
@@ -14,11 +13,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from combo_hf.files.atomic import replacing, whole_folder
+from combo_hf.files.atomic import older_folder, write_text
 
 
 FILE_LIST = "files.json"
@@ -59,7 +57,7 @@ def has_checkpoint(run: Path) -> bool:
     """Whether the folder of a run holds something that a new run would lose: `best`, `last`, or a state of a step."""
     names = [run / name for name in ("best", "last")]
     states = [path for path in (run / "state").glob("*") if STATE_NAME.fullmatch(path.name)]
-    return bool(states) or any(path.exists() or _old(path).exists() for path in names)
+    return bool(states) or any(path.exists() or older_folder(path).exists() for path in names)
 
 
 def commit_state(temporary: Path, folder: Path, step: int) -> Path:
@@ -74,36 +72,9 @@ def commit_state(temporary: Path, folder: Path, step: int) -> Path:
     return target
 
 
-def write_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """`write(folder)` into a temporary folder, which then takes the target's place.
-
-    Raises:
-        OSError: no room; the target is as it was.
-    """
-    temporary, old = target.with_name(f".partial-{target.name}"), _old(target)
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with whole_folder(temporary, str(target)):
-        temporary.mkdir(parents=True)
-        write(temporary)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def recover_folder(target: Path) -> None:
-    """Undo what a [`write_folder`] that was killed has left."""
-    if not target.exists() and _old(target).exists():
-        os.replace(_old(target), target)
-    for leftover in (_old(target), target.with_name(f".partial-{target.name}")):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
 def write_json(path: Path, values: Any) -> None:
     """Write a file that is whole or absent."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(values), encoding="utf-8")
+    write_text(path, json.dumps(values))
 
 
 def cut_log(path: Path, step: int) -> None:
@@ -118,9 +89,4 @@ def cut_log(path: Path, step: int) -> None:
             continue
         if isinstance(record, dict) and record.get("step", step + 1) <= step:
             kept.append(f"{line}\n")
-    with replacing(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".old-{target.name}")
+    write_text(path, "".join(kept))

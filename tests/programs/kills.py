@@ -184,7 +184,7 @@ def fork_on_demand(log: str, anew: bool) -> None:
 
 
 def hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") or part.endswith(".partial") for part in path.relative_to(folder).parts)
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -11,10 +11,8 @@ from combo_hf.training.state import (
     cut_log,
     is_whole,
     newest_state,
-    recover_folder,
     seal,
     state_path,
-    write_folder,
 )
 
 
@@ -65,45 +63,6 @@ def test_a_new_state_takes_the_place_of_all_others(tmp_path: Path):
     assert [path.name for path in folder.iterdir()] == ["step-00000006"]
     assert newest_state(folder) and (folder / "step-00000006" / "model.bin").read_text() == "new"
     assert not temporary.exists()
-
-
-def fill(text: str):
-    return lambda folder: (folder / "file").write_text(text)
-
-
-def test_folders_are_replaced(tmp_path: Path):
-    target = tmp_path / "best"
-    for text in ("one", "two"):
-        write_folder(target, fill(text))
-        assert (target / "file").read_text() == text and [path.name for path in tmp_path.iterdir()] == ["best"]
-
-    def fail(folder: Path) -> None:
-        (folder / "file").write_text("three")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_folder(target, fail)
-    assert (target / "file").read_text() == "two"
-    recover_folder(target)
-    assert [path.name for path in tmp_path.iterdir()] == ["best"]
-
-
-@pytest.mark.parametrize(
-    ("left", "kept"),
-    [
-        ({".old-best": "old", ".partial-best": "new"}, "old"),  # killed between the two renames
-        ({".old-best": "old", "best": "new"}, "new"),  # killed before the older one was removed
-        ({"best": "new", ".partial-best": "half"}, "new"),
-        ({}, None),
-    ],
-)
-def test_what_a_kill_left(tmp_path: Path, left: dict, kept: str | None):
-    for name, text in left.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(text)
-    recover_folder(tmp_path / "best")
-    found = [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()]
-    assert found == ([] if kept is None else [("best", kept)])
 
 
 def test_log_is_cut(tmp_path: Path):

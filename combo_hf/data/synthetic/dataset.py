@@ -26,7 +26,7 @@ from combo_hf.data.synthetic.clip import (
     synthesize_clip,
 )
 from combo_hf.data.synthetic.sounds import SAMPLING_RATE
-from combo_hf.files.atomic import replacing
+from combo_hf.files.atomic import replacing, write_text
 
 
 __all__ = [
@@ -182,16 +182,10 @@ class _Shard:
     name: str
 
 
-def _replace_text(path: Path, text: str) -> None:
-    with replacing(path, path.with_name(path.name + ".partial")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _write_mp4(clip: SyntheticClip, path: Path, fps: float) -> None:
     from combo_hf.results.video import write_video
 
-    with replacing(path) as temporary:  # keeps the ending, by which the container is chosen
-        write_video(temporary, clip.render_video(fps), fps, clip.waveform, clip.sampling_rate)
+    write_video(path, clip.render_video(fps), fps, clip.waveform, clip.sampling_rate)
 
 
 def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
@@ -243,7 +237,7 @@ def _write_descriptions(settings: _Settings, output: Path) -> None:
             if "mp4" in settings.formats:
                 record["video"] = f"videos/{split}/{plan.video_id}.mp4"
             lines.append(json.dumps(record) + "\n")
-    _replace_text(output / "clips.jsonl", "".join(lines))
+    write_text(output / "clips.jsonl", "".join(lines))
     files = "".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in settings.num_clips)
     configs = f"configs:\n- config_name: {settings.kind}\n  default: true\n  data_files:\n{files}"
     semantic = _is_semantic(settings.kind, settings.labels)
@@ -256,7 +250,7 @@ def _write_descriptions(settings: _Settings, output: Path) -> None:
         labels="class indices" if semantic else "0 and 1",
         classes=", ".join(f"{k} {name}" for k, name in ID2LABEL.items()) if semantic else "0 background, 1 sounding",
     )
-    _replace_text(output / "README.md", card)
+    write_text(output / "README.md", card)
 
 
 def _prepare(settings: _Settings, output: Path) -> None:
@@ -272,7 +266,7 @@ def _prepare(settings: _Settings, output: Path) -> None:
     folders += [output / "videos" / split for split in settings.num_clips] if "mp4" in settings.formats else []
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    _replace_text(record, settings.to_json())
+    write_text(record, settings.to_json())
 
 
 def _run(settings: _Settings, output: Path, shards: list[_Shard], num_processes: int, progress: bool) -> None:

@@ -12,7 +12,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from combo_hf.data.avsbench_audio import PADDED_EXAMPLES
 from combo_hf.data.avsbench_check_clips import label_colors
 from combo_hf.data.avsbench_layout import AVSS_CLASSES, RULES, ClipEntry, SubsetRule, subset_rule
 from combo_hf.data.synthetic.dataset import CATEGORIES, SyntheticClip, make_maskiges, plan_clip, synthesize_clip
-from combo_hf.files.atomic import replacing
+from combo_hf.files.atomic import write_bytes
 from combo_hf.files.pool import run_tasks, show_progress
 
 
@@ -228,5 +227,4 @@ def _pickled_log_mel(wav: bytes, count: int, rule: SubsetRule) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, path.with_name(f".partial-{os.getpid()}-{path.name}")) as partial:
-        partial.write_bytes(data)
+    write_bytes(path, data)

@@ -129,3 +129,23 @@ def test_a_file_system_without_locks_refuses_nobody(tmp_path: Path, monkeypatch:
     for _ in range(2):
         with only_run.only_run(tmp_path):
             assert (tmp_path / MARKER).is_file()
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "dangling", "hard", "fifo", "folder"])
+def test_links_are_refused_and_nothing_is_written_elsewhere(tmp_path: Path, kind: str) -> None:
+    """An output folder may have been unpacked from somebody's archive."""
+    victim, folder = tmp_path / "victim.txt", tmp_path / "out"
+    folder.mkdir()
+    victim.write_text("mine")
+    make = {
+        "symbolic": lambda path: path.symlink_to(victim),
+        "dangling": lambda path: path.symlink_to(tmp_path / "nowhere"),
+        "hard": lambda path: path.hardlink_to(victim),
+        "fifo": lambda path: os.mkfifo(path),
+        "folder": lambda path: path.mkdir(),
+    }
+    make[kind](folder / MARKER)
+    with pytest.raises(FileExistsError, match="is a link or no plain file"), only_run.only_run(folder):
+        pass
+    assert victim.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+    assert [path.name for path in folder.iterdir()] == [MARKER]
