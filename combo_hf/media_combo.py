@@ -1,8 +1,8 @@
-"""Films -> windows of pictures and sound, as AVSBench cuts them; and back to a film.
+"""Videos -> windows of pictures and sound, as AVSBench cuts them.
 
-Second k of a film is represented by the picture shown at k + 15/16 s (the last one whose time stamp is not later), so
+Second k of a video is represented by the picture shown at k + 15/16 s (the last one whose time stamp is not later), so
 at 25 pictures a second by picture 23 of each second, as in AVSBench. Its sound is the 16000 samples from k s on. A
-film of d seconds has max(1, ceil(d - 0.5)) such seconds: a last second counts if more than half of it is there. The
+video of d seconds has max(1, ceil(d - 0.5)) such seconds: a last second counts if more than half of it is there. The
 pictures decide; sound beyond them is not read, missing sound is silence. Memory does not grow with the length.
 """
 
@@ -13,12 +13,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from .media_combo_source import MAX_SECONDS, SAMPLING_RATE, MediaError, MediaFile, PictureTrack, open_media
+from .media_combo_source import MAX_SECONDS, SAMPLING_RATE, MediaError, MediaFile, MediaSource, open_media
+from .media_combo_tracks import PictureTrack, SoundTrack, picture_track, sound_track
+
+
+try:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+except ImportError:  # the model itself needs no media files
+    pass
 
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "Clip",
     "MediaError",
     "MediaInfo",
+    "MediaSource",
     "iter_clips",
     "load_audio",
     "probe_media",
@@ -38,7 +46,7 @@ FRAME_OFFSET = 15 / 16  # where the picture lies inside its second (or its 1/fps
 
 @dataclass
 class MediaInfo:
-    """What a film holds.
+    """What a video holds.
 
     Attributes:
         name (`str`): file name.
@@ -47,7 +55,7 @@ class MediaInfo:
         fps (`float`): average pictures per second.
         num_frames (`int`): pictures in the file; a damaged one counts.
         duration (`float`): length of the pictures in s.
-        seconds (`int`): seconds that [`iter_clips`] gives (more than a damaged film does).
+        seconds (`int`): seconds that [`iter_clips`] gives (more than a damaged video does).
         has_audio (`bool`): has a sound track.
         audio_channels, audio_rate (`int`): channels and Hz of the sound track, 0 without one.
         warnings (`list[str]`): damage found.
@@ -69,18 +77,18 @@ class MediaInfo:
 
 @dataclass
 class Clip:
-    """Some seconds of a film.
+    """Some seconds of a video.
 
     Attributes:
         frames (`list[PIL.Image.Image]`): T pictures, RGB, upright, of one size. A picture shown for several seconds is
             one object, several times.
         waveform (`np.ndarray`): float32 `(N,)`, mono, 16000 samples for each second of the clip.
         sampling_rate (`int`): 16000 Hz.
-        times (`np.ndarray`): float64 `(T,)`, s from the first picture of the film.
+        times (`np.ndarray`): float64 `(T,)`, s from the first picture of the video.
         start (`float`): where the clip begins, in s.
         index (`int`): number of the window.
         is_last (`bool`): no window follows.
-        has_audio (`bool`): the film has a sound track.
+        has_audio (`bool`): the video has a sound track.
         warnings (`list[str]`): damage met so far.
     """
 
@@ -95,8 +103,8 @@ class Clip:
     warnings: list[str] = field(default_factory=list)
 
 
-def probe_media(source: Any) -> MediaInfo:
-    """Size, length and tracks of a film. Reads the file through, decodes only its first picture.
+def probe_media(source: MediaSource) -> MediaInfo:
+    """Size, length and tracks of a video. Reads the file through, decodes only its first picture.
 
     Args:
         source: path, bytes or http(s) URL.
@@ -106,10 +114,10 @@ def probe_media(source: Any) -> MediaInfo:
         TypeError: another kind of source.
     """
     with open_media(source) as media, media.open() as container, media.open() as again:
-        track = media.pictures(container)
+        track = picture_track(media, container)
         next(iter(track))
-        end, count = _timing(track, media.pictures(again))
-        sound = media.sound(container, None)
+        end, count = _timing(track, picture_track(media, again))
+        sound = sound_track(media, container, None)
         codec = None if sound is None else sound.stream.codec_context
         track.end = end
         rate = track.stream.average_rate
@@ -148,19 +156,19 @@ def _whole_seconds(duration: float) -> int:
 
 
 def iter_clips(
-    source: Any,
+    source: MediaSource,
     frames_per_clip: int = 5,
     fps: int = 1,
     start: float | None = None,
     stop: float | None = None,
 ) -> Iterator[Clip]:
-    """Windows of a film, one after the other, without overlap. The waveforms put together are the film's.
+    """Windows of a video, one after the other, without overlap. The waveforms put together are the video's.
 
     Args:
         source: path, bytes or http(s) URL.
         frames_per_clip (`int`): seconds of a window; the last one is shorter.
         fps (`int`): pictures per second n; picture j of second k is the one shown at k + (j + 15/16) / n.
-        start, stop (`float`, *optional*): part of the film, in s. What lies before `start` is decoded and dropped.
+        start, stop (`float`, *optional*): part of the video, in s. What lies before `start` is decoded and dropped.
 
     Raises:
         ValueError: an impossible window, fps or part; `MediaError` (while reading): an unusable file.
@@ -176,12 +184,12 @@ def iter_clips(
     return _windows(source, int(frames_per_clip), int(fps), begin, end)
 
 
-def read_clip(source: Any, fps: int = 1, max_seconds: int = 600) -> Clip:
-    """The whole film as one [`Clip`]; for films of a few seconds. All its pictures are in memory at once.
+def read_clip(source: MediaSource, fps: int = 1, max_seconds: int = 600) -> Clip:
+    """The whole video as one [`Clip`]; for videos of a few seconds. All its pictures are in memory at once.
 
     Args:
         source, fps: as in [`iter_clips`].
-        max_seconds (`int`): a longer film is refused (600 s of 1080p take 3.7 GB); [`iter_clips`] reads any length.
+        max_seconds (`int`): a longer video is refused (600 s of 1080p take 3.7 GB); [`iter_clips`] reads any length.
 
     Raises:
         MediaError: too long; and as in [`iter_clips`].
@@ -189,17 +197,17 @@ def read_clip(source: Any, fps: int = 1, max_seconds: int = 600) -> Clip:
     """
     clip = next(iter(iter_clips(source, frames_per_clip=max_seconds, fps=fps)))
     if not clip.is_last:
-        raise MediaError(f"the film is longer than {max_seconds} s; read it in windows by iter_clips.")
+        raise MediaError(f"the video is longer than {max_seconds} s; read it in windows by iter_clips.")
     return clip
 
 
-def _windows(source: Any, length: int, fps: int, begin: float, end: float) -> Iterator[Clip]:
+def _windows(source: MediaSource, length: int, fps: int, begin: float, end: float) -> Iterator[Clip]:
     with ExitStack() as stack:
         media = stack.enter_context(open_media(source))
-        track = media.pictures(stack.enter_context(media.open()))
+        track = picture_track(media, stack.enter_context(media.open()))
         seconds = _seconds(media, track, fps, begin, end)
-        following = next(seconds)
-        sound = media.sound(stack.enter_context(media.open()), track.origin)
+        following: list[Image.Image] | None = next(seconds)
+        sound = sound_track(media, stack.enter_context(media.open()), track.origin)
         # sound and pictures are two passes: in one, an ill-interleaved file would pile up in memory
         first = 0
         while following is not None:
@@ -226,7 +234,7 @@ def _windows(source: Any, length: int, fps: int, begin: float, end: float) -> It
             first += len(window)
 
 
-def _warnings(track: PictureTrack, sound: Any, complete: bool) -> list[str]:
+def _warnings(track: PictureTrack, sound: SoundTrack | None, complete: bool) -> list[str]:
     notes = track.warnings(complete)
     if sound is not None and sound.damaged:
         notes.append(f"damaged packets skipped in the sound: {sound.damaged}.")
@@ -253,7 +261,7 @@ def _seconds(media: MediaFile, track: PictureTrack, fps: int, begin: float, end:
         shown.show(frame)
     if track.end <= begin:
         raise media.error(f"ends at {track.end:.2f} s, before the wanted start at {begin:.2f} s.")
-    for _ in range(done, min(limit, _whole_seconds(track.end - begin))):
+    for _ in range(done, int(min(limit, _whole_seconds(track.end - begin)))):
         second.extend([shown.image()] * (fps - len(second)))
         yield second
         second = []
@@ -264,23 +272,23 @@ class _Shown:
 
     def __init__(self, track: PictureTrack) -> None:
         self._track = track
-        self._frame: Any = None
-        self._image: Image.Image | None = None
+        self._shown: VideoFrame | Image.Image | None = None
 
-    def show(self, frame: Any) -> None:
-        self._frame, self._image = frame, None
+    def show(self, frame: VideoFrame) -> None:
+        self._shown = frame
 
     def image(self) -> Image.Image:
-        if self._image is None:
-            self._image = self._track.image(self._frame)
-        return self._image
+        assert self._shown is not None, "a picture is asked for before the first one was shown"
+        if not isinstance(self._shown, Image.Image):
+            self._shown = self._track.image(self._shown)
+        return self._shown
 
 
-def load_audio(source: Any, max_seconds: float = 3600) -> tuple[np.ndarray, int]:
+def load_audio(source: MediaSource, max_seconds: float = 3600) -> tuple[np.ndarray, int]:
     """The whole sound of a file as 16 kHz mono.
 
     Args:
-        source: path, bytes or http(s) URL of a sound or a film. In a film the time counts from its first picture.
+        source: path, bytes or http(s) URL of a sound or a video. In a video the time counts from its first picture.
         max_seconds (`float`): a longer sound is refused, whatever its header says (an hour takes 230 MB, and 1 MB of
             flac can hold a day of silence).
 
@@ -292,7 +300,7 @@ def load_audio(source: Any, max_seconds: float = 3600) -> tuple[np.ndarray, int]
         TypeError: another kind of source.
     """
     with open_media(source) as media, media.open() as container, media.open() as again:
-        sound = media.sound(again, _first_picture(media, container))
+        sound = sound_track(media, again, _first_picture(media, container))
         if sound is None:
             raise media.error("has no sound track.")
         waveform = sound.take_rest(max_seconds)
@@ -301,10 +309,10 @@ def load_audio(source: Any, max_seconds: float = 3600) -> tuple[np.ndarray, int]
         return waveform, SAMPLING_RATE
 
 
-def _first_picture(media: MediaFile, container: Any) -> Fraction | None:
+def _first_picture(media: MediaFile, container: InputContainer) -> Fraction | None:
     """Time stamp of the first picture in s, None if there is none."""
     try:
-        track = media.pictures(container)
+        track = picture_track(media, container)
         next(iter(track))
     except MediaError:
         return None

@@ -26,7 +26,8 @@ import combo_hf
 from combo_hf.cli import Parser, run_script
 from combo_hf.data.synthetic.clip import synthesize_clip
 from combo_hf.maskige_combo import paint_maskige
-from combo_hf.results.figures import clip_result, comparison_film, grid, marked, warmed
+from combo_hf.results.figures import clip_result, comparison_video, grid, marked
+from combo_hf.results.pictures import heat_map
 
 
 def main() -> None:
@@ -121,7 +122,7 @@ def heat_maps(pipe: Any, clip: SimpleNamespace, other: str | None) -> Image.Imag
         pipes = [("without L_ada", combo_hf.load_pipeline(other)), ("with L_ada", pipe)]
     for title, model in pipes:
         found = clip_result(model, clip)
-        rows.append((title, [warmed(f, m["heat_map"]) for f, m in zip(clip.frames, found, strict=True)]))
+        rows.append((title, [heat_map(f, m["heat_map"]) for f, m in zip(clip.frames, found, strict=True)]))
     return grid(rows, seconds(len(clip.frames)))
 
 
@@ -141,7 +142,7 @@ def comparison(pipe: Any, clip: SimpleNamespace, baseline: str | None, path: Pat
         ),
         "COMBO": draw([frame["label_map"] for frame in clip_result(pipe, clip)]),
     }
-    return comparison_film(path, columns, clip.waveform)
+    return comparison_video(path, columns, clip.waveform)
 
 
 def seconds(count: int) -> list[str]:

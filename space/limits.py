@@ -18,8 +18,8 @@ from typing import Any
 import gradio as gr
 from anyio.to_thread import run_sync
 
-from combo_hf.media_combo import MediaError
-from combo_hf.media_combo_download import address_name, download
+from combo_hf.files.download import DownloadError, download
+from combo_hf.media_combo_source import address_name
 
 
 DOWNLOAD_S = 60
@@ -91,7 +91,7 @@ def limit_addresses(component: gr.Video, limits: Limits) -> None:
         limit = int(limits.megabytes * 1e6)
         try:
             await run_sync(functools.partial(download, str(source), path, name, limit, DOWNLOAD_S))
-        except MediaError as error:
+        except DownloadError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise gr.Error(plain(error, Path(path)), print_exception=False) from None
         component.temp_files.add(path)

@@ -36,7 +36,7 @@ def demo(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Segment films; one that cannot be read does not keep the others from being done."""
+    """Segment videos; one that cannot be read does not keep the others from being done."""
     from combo_hf import load_pipeline
     from combo_hf.results.folder import display_name, predict_to_folder
 
@@ -97,8 +97,8 @@ def register(commands: Any) -> None:
     command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
 
     example = f"{PROGRAM} predict street.mp4 --output out --model my-model --masks --json"
-    command = add_command(commands, "predict", predict, "segment films", example)
-    command.add_argument("source", nargs="+", help="film: file or http(s) URL")
+    command = add_command(commands, "predict", predict, "segment videos", example)
+    command.add_argument("source", nargs="+", help="video: file or http(s) URL")
     command.add_argument("--output", type=Path, required=True, help="folder for the results")
     command.add_argument("--model", help="folder or Hub id; default: the bundled weights (synthetic scenes only)")
     text = "proposal model, NAME or NAME=folder or Hub id (mobile_sam=my-mobile-sam); default: what the model says"

@@ -18,11 +18,11 @@ from combo_hf.results.pictures import (
     BACKGROUND,
     FAINT,
     INK,
-    _draw_waveform,
-    _fit,
-    _text,
     class_colors,
-    overlay,
+    draw_text,
+    draw_waveform,
+    fit_text,
+    overlay_on_grey,
 )
 
 
@@ -57,18 +57,18 @@ def row_picture(row: Mapping[str, Any], class_names: Sequence[str] | None = None
     sheet = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     head = " · ".join(str(part) for part in (row["subset"], row["split"], row["video_id"], row["category"]) if part)
-    _text(draw, (8, 8), _fit(head, size[0] - 16, 16), INK, 16)
+    draw_text(draw, (8, 8), fit_text(head, size[0] - 16, 16), INK, 16)
     for number, title in enumerate(titles):
-        _text(draw, (8, TOP + number * (cell[1] + GAP) + cell[1] // 2), title, INK, 15, "lm")
+        draw_text(draw, (8, TOP + number * (cell[1] + GAP) + cell[1] // 2), title, INK, 15, "lm")
         for column, pictures in enumerate(columns):
             sheet.paste(pictures[number], (LEFT + column * (cell[0] + GAP), TOP + number * (cell[1] + GAP)))
-    _draw_waveform(draw, _waveform(row), (LEFT, wave_top, size[0] - GAP, wave_top + WAVE), True)
-    _text(draw, (8, wave_top + WAVE // 2), "sound", INK, 15, "lm")
+    draw_waveform(draw, _waveform(row), (LEFT, wave_top, size[0] - GAP, wave_top + WAVE), True)
+    draw_text(draw, (8, wave_top + WAVE // 2), "sound", INK, 15, "lm")
     colors = class_colors(len(names))
     for column, found in enumerate(words):
         for line, (name, index) in enumerate(found):
             place = (LEFT + column * (cell[0] + GAP), wave_top + WAVE + GAP + line * 18)
-            _text(draw, place, _fit(name, cell[0], 14), tuple(colors[index]) if index else FAINT, 14)
+            draw_text(draw, place, fit_text(name, cell[0], 14), tuple(colors[index]) if index else FAINT, 14)
     return sheet
 
 
@@ -169,17 +169,17 @@ def draw_histogram(counts: Mapping[str, float], title: str, width: int = 720) ->
     foot = 30 if len(bars) > len(shown) else 10
     picture = Image.new("RGB", (width, 44 + len(shown) * row + foot), BACKGROUND)
     draw = ImageDraw.Draw(picture)
-    _text(draw, (12, 10), _fit(title, width - 24, 18), INK, 18)
+    draw_text(draw, (12, 10), fit_text(title, width - 24, 18), INK, 18)
     longest = max(shown[0][1], 1e-12)
     for line, (name, number) in enumerate(shown):
         y = 44 + line * row
-        _text(draw, (left - 10, y + row // 2), _fit(name, left - 22, 15), INK, 15, "rm")
+        draw_text(draw, (left - 10, y + row // 2), fit_text(name, left - 22, 15), INK, 15, "rm")
         end = left + round((width - left - right) * number / longest)
         draw.rectangle((left, y + 4, max(end, left + 1), y + row - 5), fill=BAR)
         text = f"{number:.1%}" if isinstance(number, float) else f"{number}"
-        _text(draw, (max(end, left + 1) + 8, y + row // 2), text, FAINT, 15, "lm")
+        draw_text(draw, (max(end, left + 1) + 8, y + row // 2), text, FAINT, 15, "lm")
     if len(bars) > len(shown):
-        _text(draw, (12, picture.height - 26), f"and {len(bars) - len(shown)} more", FAINT, 15)
+        draw_text(draw, (12, picture.height - 26), f"and {len(bars) - len(shown)} more", FAINT, 15)
     return picture
 
 
@@ -195,15 +195,15 @@ def _columns(
     """Pictures of every frame, and the classes found in its mask; an index of 0 is a remark."""
     colors, columns, words = class_colors(len(names)), [], []
     for k, frame in enumerate(frames):
-        grey = frame.convert("L").convert("RGB")
         if row["label_frames"][k]:
             ids = to_class_ids(_image(row["masks"][k]), row["subset"])
             present = [int(index) for index in np.unique(ids) if index not in (0, IGNORE_INDEX)]
             if present and present[-1] >= len(names):
                 raise ValueError(f"clip {row['video_id']} holds class {present[-1]}; there are {len(names)} names.")
-            mask = overlay(grey, np.where(ids == IGNORE_INDEX, 0, ids), colors, alpha=0.65)
+            mask = overlay_on_grey(frame, np.where(ids == IGNORE_INDEX, 0, ids), colors)
             words.append([(names[index], index) for index in present] or [("nothing", 0)])
         else:
+            grey = frame.convert("L").convert("RGB")
             mask = Image.blend(grey, Image.new("RGB", grey.size, BACKGROUND), 0.75)
             words.append([("not annotated", 0)])
         pictures = [frame.resize(cell), mask.resize(cell)]

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from combo_hf.evaluation.scores import predict_class_maps
 from combo_hf.files.atomic import replacing, write_text
-from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, overlay
+from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, overlay_on_grey
 
 
 TILE, GAP, LEFT, HEAD, MAX_COLUMNS = 112, 4, 76, 42, 5
@@ -132,8 +132,7 @@ def _strip(evaluation: Any, index: int, record: dict[str, Any]) -> Image.Image:
     _write_head(draw, evaluation, record, np.union1d(truth[shown], prediction[shown]), colors)
     for column, frame in enumerate(shown):
         image = Image.fromarray(frames[frame].permute(1, 2, 0).numpy())
-        grey = image.convert("L").convert("RGB")
-        pictures = (image, *(overlay(grey, labels[frame], colors, 0.65) for labels in (truth, prediction)))
+        pictures = (image, *(overlay_on_grey(image, labels[frame], colors) for labels in (truth, prediction)))
         for row, picture in enumerate(pictures):
             strip.paste(picture.resize((TILE, TILE)), (LEFT + column * (TILE + GAP), HEAD + row * (TILE + GAP)))
         place = (LEFT + column * (TILE + GAP) + 3, HEAD + 1)

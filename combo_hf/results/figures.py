@@ -1,23 +1,37 @@
-"""Figures out of clips and results: grids of labelled pictures, and films that show several results side by side.
+"""Figures out of clips and results: grids of labelled pictures, and videos that show several results side by side.
 
-`examples/figures.py` draws the figures of the paper's appendix with them. Needs Pillow and numpy, PyAV for films.
+`examples/figures.py` draws the figures of the paper's appendix with them. Needs Pillow and numpy, PyAV for videos.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, heat_map, overlay
+from combo_hf.media_combo_source import SAMPLING_RATE
+from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, heat_map, overlay_on_grey
 from combo_hf.results.video import write_video
 
 
+if TYPE_CHECKING:
+    from combo_hf.pipeline_combo import AudioVisualSegmentationPipeline
+    from combo_hf.results.folder import Prediction
+
+
+class FramesAndSound(Protocol):
+    """What [`clip_result`] reads of a clip."""
+
+    frames: list[Image.Image]
+    waveform: np.ndarray
+    sampling_rate: int
+
+
 GAP = 6
-FILM_RATE = 5  # pictures per second of a film of stills: players dislike less
+STILLS_RATE = 5  # pictures per second of a video of stills: players dislike less
 
 
 def grid(
@@ -57,18 +71,13 @@ def marked(frame: Image.Image, label_map: np.ndarray, num_labels: int) -> Image.
     """The frame in grey, what sounds in the colour of its class. label_map: (H, W), of any size; 255 counts as 0."""
     picture = Image.fromarray(np.where(label_map == 255, 0, label_map).astype(np.uint8))
     resized = np.asarray(picture.resize(frame.size, Image.Resampling.NEAREST))
-    return overlay(frame.convert("L").convert("RGB"), resized, class_colors(num_labels), alpha=0.65)
+    return overlay_on_grey(frame, resized, class_colors(num_labels))
 
 
-def warmed(frame: Image.Image, scores: np.ndarray) -> Image.Image:
-    """The frame below a heat map. scores: (H, W) in 0..1, at the size of the frame."""
-    return heat_map(frame, scores)
-
-
-def comparison_film(
+def comparison_video(
     path: str | Path, columns: Mapping[str, Sequence[Image.Image]], waveform: np.ndarray, seconds_per_frame: float = 1
 ) -> Path:
-    """A film of several results side by side, with the sound of the clip.
+    """A video of several results side by side, with the sound of the clip.
 
     Args:
         path: mp4 to write.
@@ -87,37 +96,40 @@ def comparison_film(
     for index in range(count):
         row = grid([("", [column[index] for column in columns.values()])], list(columns), tile=240, left=GAP)
         pictures.append(np.asarray(row.crop((0, 0, row.width // 2 * 2, row.height // 2 * 2))))
-    repeats = max(1, round(FILM_RATE * seconds_per_frame))
-    wanted = round(count * seconds_per_frame * 16000)
+    repeats = max(1, round(STILLS_RATE * seconds_per_frame))
+    wanted = round(count * seconds_per_frame * SAMPLING_RATE)
     sound = np.zeros(wanted, np.float32)
     sound[: min(wanted, len(waveform))] = waveform[:wanted]
     stills = (picture for picture in pictures for _ in range(repeats))
-    return write_video(path, stills, FILM_RATE, sound)
+    return write_video(path, stills, STILLS_RATE, sound)
 
 
-def clip_result(pipe: Any, clip: Any, silent: bool = False) -> list[dict[str, Any]]:
+def clip_result(
+    pipe: AudioVisualSegmentationPipeline, clip: FramesAndSound, silent: bool = False
+) -> list[dict[str, Any]]:
     """The pipeline's frames, with maps, of one clip.
 
     Args:
         pipe: [`AudioVisualSegmentationPipeline`].
-        clip: has `frames`, one per second, `waveform` and `sampling_rate`.
+        clip: a [`Clip`] with one frame per second, or a synthetic one.
         silent: hear silence instead of the clip's sound.
     """
     audio = np.zeros_like(clip.waveform) if silent else clip.waveform
     inputs = {"frames": list(clip.frames), "audio": audio, "sampling_rate": clip.sampling_rate}
-    return pipe(inputs, return_maps=True)["frames"]
+    frames: list[dict[str, Any]] = pipe(inputs, return_maps=True)["frames"]
+    return frames
 
 
-def prediction_gallery(found: Any) -> list[tuple[Image.Image, str]]:
+def prediction_gallery(prediction: Prediction) -> list[tuple[Image.Image, str]]:
     """Frame, Maskige (where there is one), heat map and mask of every frame kept by a `Prediction`, with captions."""
     pictures = []
-    colors = class_colors(len(found.result["labels"]))
-    for frame in found.kept:
+    colors = class_colors(len(prediction.result["labels"]))
+    for frame in prediction.kept:
         time, names = f"{frame['timestamp']:.1f} s", ", ".join(part["label"] for part in frame["segments"])
-        marked = overlay(frame["image"].convert("L").convert("RGB"), frame["label_map"], colors, alpha=0.65)
+        mask = overlay_on_grey(frame["image"], frame["label_map"], colors)
         pictures.append((frame["image"], f"{time} frame"))
         if frame.get("maskige") is not None:
             pictures.append((frame["maskige"].resize(frame["image"].size), f"{time} Maskige"))
         pictures.append((heat_map(frame["image"], frame["heat_map"]), f"{time} heat map"))
-        pictures.append((marked, f"{time} {names or 'nothing sounds'}"))
+        pictures.append((mask, f"{time} {names or 'nothing sounds'}"))
     return pictures

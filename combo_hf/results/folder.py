@@ -1,4 +1,4 @@
-"""A film in, files out: overlay video, mask pictures, summary and contact sheet (`combo-hf predict` and `demo`)."""
+"""A video in, files out: overlay video, mask pictures, summary and contact sheet (`combo-hf predict` and `demo`)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from combo_hf.files.atomic import owned_prefix, remove_leftovers
+from combo_hf.files.download import DownloadError, download
 from combo_hf.media_combo import MediaError, probe_media
-from combo_hf.media_combo_download import address_name
-from combo_hf.media_combo_source import open_media
+from combo_hf.media_combo_source import DOWNLOAD_SECONDS, MAX_DOWNLOAD_BYTES, MediaSource, address_name
 from combo_hf.results.pictures import class_colors, contact_sheet, summarize
 from combo_hf.results.video import write_overlay_video
+
+
+if TYPE_CHECKING:
+    from combo_hf.pipeline_combo import AudioVisualSegmentationPipeline
 
 
 STAGE = ".combo"
@@ -30,13 +34,13 @@ PEAKS_PER_SECOND = 200  # of the sound drawn below a contact sheet: an hour take
 
 @dataclass
 class Prediction:
-    """What was found in a film, and the files that say so.
+    """What was found in a video, and the files that say so.
 
     Attributes:
         summary: what sounds when, as text.
-        has_audio: False: the film has no sound track, and silence was used.
+        has_audio: False: the video has no sound track, and silence was used.
         seconds: number of frames divided by fps.
-        warnings: damage found in the film.
+        warnings: damage found in the video.
         files: what was written, by kind: `"overlay"`, `"masks"` (a folder), `"json"`, `"sheet"`.
         result: like the pipeline's result, but its frames hold only `timestamp` and `segments` without masks.
         kept: the frames that were asked for with `keep`, as the pipeline returns them with `return_maps=True`.
@@ -55,8 +59,8 @@ class Prediction:
 
 
 def predict_to_folder(
-    pipe: Any,
-    source: Any,
+    pipe: AudioVisualSegmentationPipeline,
+    source: MediaSource,
     folder: str | Path,
     name: str | None = None,
     *,
@@ -69,7 +73,7 @@ def predict_to_folder(
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Prediction:
-    """Segment a film and write what was found; memory does not grow with the length of the film.
+    """Segment a video and write what was found; memory does not grow with the length of the video.
 
     All files are written beside their place and moved into it at the end: after a failure or an interruption the
     folder is as it was before. After a kill, too, but for a hidden folder, which the next call removes.
@@ -89,21 +93,23 @@ def predict_to_folder(
         progress: called with (windows done, windows in all or None).
 
     Raises:
-        MediaError: the film cannot be read, or has no pictures.
+        MediaError: the video cannot be read, or has no pictures.
         OSError: the folder cannot be written.
         ValueError: `name` holds a folder.
     """
     name = name or source_name(source)
     if name != Path(name).name or name == ".." or "\\" in name or "\0" in name:
         raise ValueError(f"name: wanted the name of a file without folders, got {name!r}.")
-    with _local(source) as film, _staged(Path(folder)) as (stage, targets):
-        columns = _columns(film, fps, max(keep, SHEET_COLUMNS if sheet else 0)) if sheet or keep else ()
-        collector = _Collector(pipe.model.config, stage / "masks" if masks else None, columns)
-        options = {"fps": fps, "return_maps": bool(columns), "progress": progress, "classes": classes}
-        windows = pipe.stream(film, batch_size=batch_size, **options)
+    with _local(source) as video, _staged(Path(folder)) as (stage, targets):
+        columns = _columns(video, fps, max(keep, SHEET_COLUMNS if sheet else 0)) if sheet or keep else []
+        collector = _Collector(pipe.model.config.num_labels or 1, stage / "masks" if masks else None, columns)
+        windows = pipe.stream(
+            video, batch_size, fps=fps, return_maps=bool(columns), progress=progress, classes=classes)  # fmt: skip
         maps = collector.label_maps(windows)
-        write_overlay_video(film, stage / "overlay.mp4", maps, collector.colors, fps=fps)
-        for _ in maps:  # a last picture may be shown for seconds: the video needs no maps for these, the others do
+        # The network runs in here: the writer pulls the map of a second when the video gets there, the map comes out
+        # of the collector, and that pulls a window of pictures through the pipeline. So nothing piles up.
+        write_overlay_video(video, stage / "overlay.mp4", maps, collector.colors, fps=fps)
+        for _ in maps:  # a last picture may be shown for seconds: the overlay needs no maps for these, the others do
             pass
         targets["overlay"] = (stage / "overlay.mp4", f"{name}_overlay.mp4")
         if masks:
@@ -122,14 +128,14 @@ def predict_to_folder(
     )  # fmt: skip
 
 
-def source_name(source: Any) -> str:
+def source_name(source: MediaSource) -> str:
     """What the files of a source are called: its own name without folder, query and ending."""
     stem = Path(display_name(source)).stem
     stem = stem.replace("\\", "_")  # from a zip made on Windows; in a name it could be a folder
     return "video" if stem in ("", ".", "..") or (stem == "URL" and "://" in str(source)) else stem
 
 
-def display_name(source: Any) -> str:
+def display_name(source: MediaSource) -> str:
     """The name of a source without its folder; of an address without its query, which may hold a key."""
     text = str(source) if isinstance(source, (str, os.PathLike)) else "video"  # bytes have no name
     return address_name(text) if "://" in text else Path(text).name
@@ -138,8 +144,8 @@ def display_name(source: Any) -> str:
 class _Collector:
     """Takes label maps out of the stream of windows, and on their way notes what the other files need."""
 
-    def __init__(self, config: Any, masks: Path | None, columns: Any) -> None:
-        self.colors = class_colors(config.num_labels)
+    def __init__(self, num_labels: int, masks: Path | None, columns: Sequence[int]) -> None:
+        self.colors = class_colors(num_labels)
         self.masks = masks
         self.columns = frozenset(columns)
         self.kept: list[dict[str, Any]] = []
@@ -176,20 +182,20 @@ class _Collector:
             picture.putpalette(self.colors.tobytes())
             picture.save(self.masks / f"{number:06d}.png")
 
-    def report(self, source: Any) -> dict[str, Any]:
+    def report(self, source: MediaSource) -> dict[str, Any]:
         """The JSON file: labels with id, size, and per frame labels, scores and areas in pixels."""
         facts = {key: self.result[key] for key in ("size", "fps", "has_audio", "labels", "warnings")}
         return {"source": display_name(source), **facts, "summary": summarize(self.result), "frames": self.facts}
 
     def sheet(self) -> Image.Image:
-        """Contact sheet of the frames that were kept, over the sound of the whole film."""
-        if not self.kept:  # a broken film can have fewer frames than it says
+        """Contact sheet of the frames that were kept, over the sound of the whole video."""
+        if not self.kept:  # a broken video can have fewer frames than it says
             raise MediaError("no frame for the contact sheet")
         kept = {**self.result, "frames": self.kept}
         return contact_sheet(kept, np.concatenate(self.peaks), summary=summarize(self.result))
 
 
-def _columns(source: Any, fps: int, most: int) -> list[int]:
+def _columns(source: MediaSource, fps: int, most: int) -> list[int]:
     count = max(1, probe_media(source).seconds * fps)
     return sorted({0, *np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()})
 
@@ -202,14 +208,18 @@ def _peaks(waveform: np.ndarray, rate: int) -> np.ndarray:
 
 
 @contextmanager
-def _local(source: Any) -> Iterator[Any]:
+def _local(source: MediaSource) -> Iterator[MediaSource]:
     """A URL as a file, so that it is downloaded once, however often it is read; anything else as it is."""
     if not (isinstance(source, str) and "://" in source):
         yield source
         return
-    with open_media(source) as media:
-        path = Path(media.path).with_name(media.name)
-        os.replace(media.path, path)  # in a folder of its own; errors shall have the name of the address
+    name = address_name(source)
+    with tempfile.TemporaryDirectory(prefix="combo-") as folder:
+        path = Path(folder) / name  # errors shall have the name of the address
+        try:
+            download(source, path, name, MAX_DOWNLOAD_BYTES, DOWNLOAD_SECONDS)
+        except DownloadError as error:
+            raise MediaError(str(error)) from None
         yield path
 
 

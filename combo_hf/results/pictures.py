@@ -20,6 +20,7 @@ INK = (232, 234, 238)
 FAINT = (134, 140, 150)
 # Dark violet over red to pale yellow: lightness grows steadily, so the map also reads in grey.
 HEAT_ANCHORS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
+GREY_ALPHA = 0.65  # share of the colour over a grey picture
 GOLDEN_RATIO = 0.618033988749895
 ROWS = (("frame", "image"), ("Maskige", "maskige"), ("heat map", "heat_map"), ("mask", "label_map"))
 
@@ -32,12 +33,12 @@ def class_colors(num_labels: int) -> np.ndarray:
     """
     if num_labels < 1:
         raise ValueError(f"num_labels is {num_labels}; at least the background is needed.")
-    colors = [(0, 0, 0)]
+    colors = [(0.0, 0.0, 0.0)]
     for index in range(1, num_labels):
         hue = (0.95 + (index - 1) * GOLDEN_RATIO) % 1.0
         saturation, value = ((0.95, 0.75), (0.80, 1.0), (0.55, 0.95))[index % 3]
-        colors.append(tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)))
-    return np.array(colors, dtype=np.uint8)
+        colors.append(colorsys.hsv_to_rgb(hue, saturation, value))
+    return np.rint(255 * np.array(colors)).astype(np.uint8)
 
 
 def overlay(
@@ -72,6 +73,14 @@ def overlay(
     share = np.where(label_map > 0, np.float32(alpha), np.float32(0))[..., None]  # (H, W, 1)
     tinted = pixels * (1 - share) + colors[label_map].astype(np.float32) * share
     return Image.fromarray(tinted.round().astype(np.uint8))
+
+
+def overlay_on_grey(image: Image.Image, label_map: np.ndarray, colors: np.ndarray | None = None) -> Image.Image:
+    """The picture in grey, what sounds in the colour of its class: figures are read by their colours.
+
+    Args, Raises: as [`overlay`].
+    """
+    return overlay(image.convert("L").convert("RGB"), label_map, colors, GREY_ALPHA)
 
 
 def heat_map(image: Image.Image | None, scores: np.ndarray, alpha: float = 0.7) -> Image.Image:
@@ -119,7 +128,7 @@ def timeline(frames: Sequence[Mapping[str, Any]], fps: float = 1) -> list[tuple[
                 if label in running:
                     stretches.append((label, *running[label]))
                 running[label] = [start, start + 1 / fps]
-    stretches += [(label, *span) for label, span in running.items()]
+    stretches += [(label, start, end) for label, (start, end) in running.items()]
     return sorted(stretches, key=lambda stretch: (stretch[1], stretch[0]))
 
 
@@ -132,14 +141,14 @@ def summarize(result: Mapping[str, Any]) -> str:
 def draw_timeline(
     result: Mapping[str, Any], waveform: np.ndarray | None = None, duration: float | None = None, width: int = 720
 ) -> Image.Image:
-    """The sound of a film, and below it a line per class with bars where it sounds.
+    """The sound of a video, and below it a line per class with bars where it sounds.
 
     Large letters: on a telephone the picture is shown at half its width.
 
     Args:
         result: what the pipeline returned, or `Prediction.result`.
         waveform: `(N,)` samples or peaks, evenly spread over the duration; default the result's own.
-        duration: of the film in seconds; default the number of frames / fps.
+        duration: of the video in seconds; default the number of frames / fps.
         width: of the picture in pixels, at least 320.
 
     Raises:
@@ -163,23 +172,23 @@ def draw_timeline(
     def column(second: float) -> int:
         return left + round(span * min(max(second / duration, 0), 1))
 
-    _draw_waveform(draw, waveform, (left, 6, left + span, wave - 6), result.get("has_audio", True))
-    _text(draw, (10, wave // 2), "sound", INK, 20, "lm")
+    draw_waveform(draw, waveform, (left, 6, left + span, wave - 6), result.get("has_audio", True))
+    draw_text(draw, (10, wave // 2), "sound", INK, 20, "lm")
     for line, label in enumerate(labels):
         y = wave + line * row
-        _text(draw, (10, y + row // 2), _fit(label, left - 16, 20), INK, 20, "lm")
+        draw_text(draw, (10, y + row // 2), fit_text(label, left - 16, 20), INK, 20, "lm")
         for name, start, end in stretches:
             if name == label:
                 box = (column(start), y + 5, max(column(end) - 2, column(start) + 2), y + row - 5)
                 draw.rounded_rectangle(box, 4, fill=colors.get(label, INK))
     if not labels:
-        _text(draw, (left, wave + row // 2), "nothing sounds", FAINT, 20, "lm")
+        draw_text(draw, (left, wave + row // 2), "nothing sounds", FAINT, 20, "lm")
     y = wave + max(1, len(labels)) * row + 6
     step = next(step for step in (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, duration) if duration / step <= 8)
     for tick in np.arange(0, duration + 1e-6, step):
         draw.line((column(tick), y, column(tick), y + 6), fill=FAINT)
         anchor = "la" if tick == 0 else "ra" if column(tick) > left + span - 24 else "ma"
-        _text(draw, (column(tick), y + 8), f"{tick:g} s", FAINT, 18, anchor)
+        draw_text(draw, (column(tick), y + 8), f"{tick:g} s", FAINT, 18, anchor)
     return picture
 
 
@@ -193,7 +202,7 @@ def contact_sheet(
         waveform: `(N,)` the sound of these frames; default the result's own.
         tile: width of a picture in pixels.
         summary: the line at the foot; default what [`summarize`] says of these frames. A sheet of some frames of a
-            longer film needs the film's.
+            longer video needs the video's.
 
     Raises:
         ValueError: no frames, or a result that was made without `return_maps=True`.
@@ -208,7 +217,7 @@ def contact_sheet(
     rows = [(title, key) for title, key in ROWS if frames[0].get(key) is not None]
     width, height = frames[0]["image"].size
     cell = (tile, max(1, round(tile * height / width)))
-    # A portrait film would give sheets of metres; a cell is never higher than one and a half times its width.
+    # A portrait video would give sheets of metres; a cell is never higher than one and a half times its width.
     cell = cell if cell[1] <= 1.5 * tile else (max(1, round(1.5 * tile * width / height)), round(1.5 * tile))
     gap, left, top, wave, labels = 6, 84, 30, 90, _label_lines(frames) * 18 + 8
     size = (left + len(frames) * (cell[0] + gap) + gap, top + len(rows) * (cell[1] + gap) + wave + gap + labels + 26)
@@ -216,20 +225,19 @@ def contact_sheet(
     draw = ImageDraw.Draw(sheet)
     for column, frame in enumerate(frames):
         x = left + column * (cell[0] + gap)
-        _text(draw, (x + cell[0] // 2, 8), f"{frame['timestamp']:.2f} s", INK, 14, "ma")
+        draw_text(draw, (x + cell[0] // 2, 8), f"{frame['timestamp']:.2f} s", INK, 14, "ma")
         for row, (_, key) in enumerate(rows):
             sheet.paste(_cell(frame, key, colors).resize(cell), (x, top + row * (cell[1] + gap)))
     for row, (title, _) in enumerate(rows):
-        _text(draw, (8, top + row * (cell[1] + gap) + cell[1] // 2), title, INK, 15, "lm")
+        draw_text(draw, (8, top + row * (cell[1] + gap) + cell[1] // 2), title, INK, 15, "lm")
     y = top + len(rows) * (cell[1] + gap)
     span = (left, left + len(frames) * (cell[0] + gap) - gap)
-    _draw_waveform(draw, waveform, (span[0], y, span[1], y + wave), result.get("has_audio", True))
-    _text(draw, (8, y + wave // 2), "sound", INK, 15, "lm")
+    draw_waveform(draw, waveform, (span[0], y, span[1], y + wave), result.get("has_audio", True))
+    draw_text(draw, (8, y + wave // 2), "sound", INK, 15, "lm")
     _draw_labels(draw, frames, names, colors, (left, y + wave + gap), cell[0], gap)
-    _text(draw, (8, y + wave + gap + 2), "sounding", INK, 15)
-    _text(
-        draw, (8, size[1] - 22), _fit(summarize(result) if summary is None else summary, size[0] - 16, 14), FAINT, 14
-    )
+    draw_text(draw, (8, y + wave + gap + 2), "sounding", INK, 15)
+    summary = summarize(result) if summary is None else summary
+    draw_text(draw, (8, size[1] - 22), fit_text(summary, size[0] - 16, 14), FAINT, 14)
     return sheet
 
 
@@ -245,19 +253,28 @@ def _cell(frame: Mapping[str, Any], key: str, colors: np.ndarray) -> Image.Image
     if key == "heat_map":
         return heat_map(frame["image"], frame["heat_map"])
     if key == "label_map":
-        return overlay(frame["image"].convert("L").convert("RGB"), frame["label_map"], colors, alpha=0.65)
-    return frame[key].convert("RGB")
+        return overlay_on_grey(frame["image"], frame["label_map"], colors)
+    picture: Image.Image = frame[key]
+    return picture.convert("RGB")
 
 
-def _draw_waveform(
+def draw_waveform(
     draw: ImageDraw.ImageDraw, waveform: np.ndarray | None, box: tuple[int, int, int, int], has_audio: bool
 ) -> None:
+    """The sound as a band of its lowest and highest samples.
+
+    Args:
+        draw: of the picture.
+        waveform: `(N,)` samples or peaks, evenly spread over the width; None or empty: no sound track.
+        box: left, top, right, bottom in pixels.
+        has_audio: False: say that there is no sound track.
+    """
     left, top, right, bottom = box
     middle, half = (top + bottom) // 2, (bottom - top) // 2 - 2
     draw.rectangle(box, fill=(34, 37, 44))
     draw.line((left, middle, right, middle), fill=FAINT)
     if waveform is None or not has_audio or not len(waveform):
-        _text(draw, ((left + right) // 2, middle), "no sound track: treated as silence", FAINT, 14, "mm")
+        draw_text(draw, ((left + right) // 2, middle), "no sound track: treated as silence", FAINT, 14, "mm")
         return
     samples = np.nan_to_num(np.asarray(waveform, dtype=np.float64))
     peak = max(float(np.abs(samples).max()), 1e-3)  # a whisper is drawn as tall as a shout, digital silence stays flat
@@ -285,9 +302,10 @@ def _draw_labels(
             y = origin[1] + line * 18
             color = tuple(int(part) for part in colors[indices.get(segment["label"], 0)])
             draw.rectangle((x, y + 3, x + 10, y + 13), fill=color)
-            _text(draw, (x + 15, y), _fit(f"{segment['label']} {segment['score']:.2f}", width - 15, 13), INK, 13)
+            text = fit_text(f"{segment['label']} {segment['score']:.2f}", width - 15, 13)
+            draw_text(draw, (x + 15, y), text, INK, 13)
         if not frame["segments"]:
-            _text(draw, (x, origin[1]), "-", FAINT, 13)
+            draw_text(draw, (x, origin[1]), "-", FAINT, 13)
 
 
 @functools.cache
@@ -295,7 +313,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _text(
+def draw_text(
     draw: ImageDraw.ImageDraw,
     position: tuple[float, float],
     text: str,
@@ -303,10 +321,11 @@ def _text(
     size: int,
     anchor: str = "la",
 ) -> None:
+    """Text of `size` pixels; `anchor` as in Pillow, "la" is left and top."""
     draw.text(position, text, fill=fill, font=_font(size), anchor=anchor)
 
 
-def _fit(text: str, width: int, size: int) -> str:
+def fit_text(text: str, width: int, size: int) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
     font = _font(size)
     if font.getlength(text) <= width:

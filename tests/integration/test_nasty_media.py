@@ -40,7 +40,7 @@ FILMS = {
     "name with spaces, ümläut and 音.mp4": (125, (320, 240), 5, False),
     "animated.gif": (7, (120, 90), 6, False),
 }
-UNREADABLE = "cannot be read as a film"
+UNREADABLE = "cannot be read as a video"
 BROKEN = {
     "zero_bytes.mp4": "empty",
     "truncated_moov_lost.mp4": UNREADABLE,

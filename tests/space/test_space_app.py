@@ -401,7 +401,7 @@ def test_addresses_of_films_are_fetched_within_limits(app, tmp_path, monkeypatch
     def fetch(url, path, name, limit, seconds):
         asked.append((url, name, limit, seconds))
         if "large" in url:
-            raise limits.MediaError(f"{name}: a download is limited to 2 MiB; it is larger.")
+            raise limits.DownloadError(f"{name}: a download is limited to 2 MiB; it is larger.")
         Path(path).write_bytes(b"film")
 
     monkeypatch.setattr(limits, "download", fetch)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from combo_hf.media_combo import read_clip
-from combo_hf.results.figures import clip_result, comparison_film, grid, marked
+from combo_hf.results.figures import clip_result, comparison_video, grid, marked
 
 
 def flat(color, size=(40, 30)):
@@ -39,16 +39,16 @@ def test_marked_resizes_the_map_and_leaves_out_ignored_pixels():
     assert (picture[:, 20:] == 90).all() and (picture[:, :20] != 90).any(-1).all()
 
 
-def test_comparison_film(tmp_path):
+def test_comparison_video(tmp_path):
     columns = {"one": [flat("red"), flat("blue")], "two": [flat("black"), flat("white")]}
     sound = np.sin(np.arange(40000) / 10).astype(np.float32)
-    clip = read_clip(comparison_film(tmp_path / "film.mp4", columns, sound))
+    clip = read_clip(comparison_video(tmp_path / "film.mp4", columns, sound))
     assert len(clip.frames) == 2 and clip.has_audio and np.abs(clip.waveform).max() > 0.5
     first, second = (np.asarray(frame).astype(int) for frame in clip.frames)
     middle = (first.shape[0] + 26) // 2
     assert first[middle, 120, 0] > 200 and second[middle, 120, 2] > 200 and second[middle, 360].min() > 200
     with pytest.raises(ValueError, match="one length"):
-        comparison_film(tmp_path / "no.mp4", {"a": [flat("red")], "b": []}, sound)
+        comparison_video(tmp_path / "no.mp4", {"a": [flat("red")], "b": []}, sound)
     assert not (tmp_path / "no.mp4").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from fixtures_media import SIZE, damage, encode, noise, number, numbered, remux
 
-from combo_hf import media_combo_source
+from combo_hf import media_combo_tracks
 from combo_hf.media_combo import (
     FRAME_OFFSET,
     SAMPLING_RATE,
@@ -122,9 +122,9 @@ def test_start_after_the_end(film: Path) -> None:
 def test_first_window_comes_before_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_video(tmp_path / "a.mp4", numbered(300), 10)
     converted: list[int] = []
-    image = media_combo_source.PictureTrack.image
+    image = media_combo_tracks.PictureTrack.image
     monkeypatch.setattr(
-        media_combo_source.PictureTrack, "image", lambda self, frame: converted.append(1) or image(self, frame)
+        media_combo_tracks.PictureTrack, "image", lambda self, frame: converted.append(1) or image(self, frame)
     )
     clips = iter_clips(path, frames_per_clip=2)
     next(clips)
@@ -158,7 +158,7 @@ def test_film_without_sound_is_silent(tmp_path: Path) -> None:
 def test_damaged_packets_are_skipped(film: Path, tmp_path: Path) -> None:
     clip = read_clip(damage(film, tmp_path / "hurt.mp4", range(30, 40)))
     assert len(clip.frames) == 3 and clip.waveform.shape == (3 * SAMPLING_RATE,)
-    assert number(clip.frames[0]) == 23 and clip.warnings == ["damaged packets skipped in the film: 10."]
+    assert number(clip.frames[0]) == 23 and clip.warnings == ["damaged packets skipped in the video: 10."]
 
 
 def test_no_picture_decodes(film: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from fixtures_media import encode, remux
 from PIL import Image
 
-from combo_hf import media_combo_download, media_combo_source
+from combo_hf import media_combo_source, media_combo_tracks
 from combo_hf.media_combo import (
     MediaError,
     load_audio,
@@ -38,10 +38,10 @@ def test_all_kinds_of_source_agree(film: Path) -> None:
         (".", MediaError, "is a folder"),
         ("empty.mp4", MediaError, r"empty.mp4: empty \(0 bytes\)."),
         (b"", MediaError, r"bytes: empty \(0 bytes\)."),
-        (b"no film at all, only words" * 40, MediaError, "bytes: cannot be read as a film"),
-        ("list.m3u8", MediaError, "list.m3u8: cannot be read as a film"),
-        ("list.txt", MediaError, "list.txt: cannot be read as a film"),
-        ("picture.png", MediaError, "picture.png: cannot be read as a film"),
+        (b"no film at all, only words" * 40, MediaError, "bytes: cannot be read as a video"),
+        ("list.m3u8", MediaError, "list.m3u8: cannot be read as a video"),
+        ("list.txt", MediaError, "list.txt: cannot be read as a video"),
+        ("picture.png", MediaError, "picture.png: cannot be read as a video"),
         ("two\nlines.mp4", MediaError, "two lines.mp4: no such file."),
         ("ftp://host/film.mp4", MediaError, "film.mp4: only http and https addresses are read, got 'ftp'"),
         ("file:///etc/hostname", MediaError, "hostname: only http and https"),
@@ -78,7 +78,7 @@ def test_colons_in_a_name(film: Path, tmp_path: Path) -> None:
 
 
 def test_too_many_pixels(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(media_combo_source, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(media_combo_tracks, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(MediaError, match=r"^film.mp4: pictures of 64 x 48; at most 3071 pixels are read.$"):
         probe_media(film)
 
@@ -86,7 +86,7 @@ def test_too_many_pixels(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_time_stamps_of_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "a.mp4", [0, 40, 500_000])
     assert len(read_clip(path, max_seconds=2000).frames) >= 500
-    monkeypatch.setattr(media_combo_source, "MAX_SECONDS", 60)
+    monkeypatch.setattr(media_combo_tracks, "MAX_SECONDS", 60)
     with pytest.raises(MediaError, match=r"a time stamp of 500 s; at most 60 s"):
         read_clip(path)
 
@@ -163,6 +163,12 @@ def test_film_from_an_address(server: str, film: Path, address: str) -> None:
     assert probe_media(server + address).path is None
 
 
+def test_strangers_addresses_are_left_to_the_guarded_download(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMBO_PUBLIC_ADDRESSES_ONLY", "1")
+    with pytest.raises(MediaError, match=r"^film.mp4: COMBO_PUBLIC_ADDRESSES_ONLY is set; fetch it by combo_hf.files"):
+        read_clip(server + "/film.mp4")
+
+
 @pytest.mark.parametrize(
     ("address", "limit", "message"),
     [
@@ -170,12 +176,12 @@ def test_film_from_an_address(server: str, film: Path, address: str) -> None:
         ("/film.mp4", 1000, "^film.mp4: a download is limited to"),
         ("/film.mp4?unsized", 1000, "^film.mp4: a download is limited to"),
         ("/moved?file:///etc/hostname", 1 << 20, "^moved: the server answered 302.$"),
-        ("/moved?ftp://127.0.0.1/film.mp4", 1 << 20, "^moved: the download failed"),
+        ("/moved?ftp://127.0.0.1:1/film.mp4", 1 << 20, "^moved: the download failed"),
     ],
 )
 def test_addresses_that_fail(
     server: str, monkeypatch: pytest.MonkeyPatch, address: str, limit: int, message: str
 ) -> None:
-    monkeypatch.setattr(media_combo_download, "MAX_DOWNLOAD_BYTES", limit)
+    monkeypatch.setattr(media_combo_source, "MAX_DOWNLOAD_BYTES", limit)
     with pytest.raises(MediaError, match=message):
         read_clip(server + address)

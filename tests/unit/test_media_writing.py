@@ -144,7 +144,7 @@ def test_nothing_is_left_of_a_failure(
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("out.avi", {}, r"out.avi: films are written as mp4; use a name that ends in .mp4"),
+        ("out.avi", {}, r"out.avi: videos are written as mp4; use a name that ends in .mp4"),
         ("nowhere/out.mp4", {}, "the folder 'nowhere' does not exist; create it"),
         ("out.mp4", {"alpha": 1.5}, "alpha must lie in 0..1"),
         ("out.mp4", {"fps": 0}, "fps above 0"),
@@ -159,7 +159,7 @@ def test_impossible_overlay(film: Path, tmp_path: Path, name: str, arguments: di
 
 def test_overlay_does_not_replace_its_film(film: Path) -> None:
     before = film.read_bytes()
-    with pytest.raises(ValueError, match="film.mp4 is the film itself"):
+    with pytest.raises(ValueError, match="film.mp4 is the video itself"):
         write_overlay_video(film, os.path.join(film.parent, ".", film.name), [])
     assert film.read_bytes() == before
 

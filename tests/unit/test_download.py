@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from combo_hf import media_combo_download
-from combo_hf.media_combo_download import PUBLIC_ONLY, MediaError, address_name, download, is_public
+from combo_hf.files.download import PUBLIC_ONLY, DownloadError, download, is_public
+from combo_hf.media_combo_source import address_name
 from combo_hf.results.folder import display_name, source_name
+
+
+LIMITS = {"limit": 1 << 20, "seconds": 20.0}
+PUBLIC = {**LIMITS, "public_only": True}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,20 @@ from combo_hf.results.folder import display_name, source_name
         ("::ffff:8.8.8.8", True),
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
+        ("2002:808:808::", True),
+        ("fec0::1", False),  # site-local
+        ("64:ff9b:1::7f00:1", False),  # local NAT64
+        ("64:ff9b::808:808", True),
+        ("::127.0.0.1", False),  # IPv4-compatible
+        ("::8.8.8.8", False),
+        ("::ffff:0:127.0.0.1", False),  # IPv4-translated
+        ("2001:0:808:808:0:0:80ff:fffe", False),  # Teredo: the client behind it is 127.0.0.1
+        ("2606:4700::5efe:127.0.0.1", False),  # ISATAP
+        ("2606:4700::200:5efe:10.0.0.1", False),
+        ("2001:db8::1", False),  # documentation
+        ("100::1", False),  # discard
+        ("fdff::1", False),
+        ("4000::1", False),  # not assigned to anybody
         ("localhost", False),
     ],
 )
@@ -114,23 +132,23 @@ def test_the_local_network_is_read_unless_forbidden(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "film"
-    download(f"{server}/film", str(target), "film")
+    download(f"{server}/film", str(target), "film", **LIMITS)
     assert target.read_bytes() == b"film"
     target.unlink()
     for switch in ({"public_only": True}, {}):
         monkeypatch.setenv(PUBLIC_ONLY, "1")
-        with pytest.raises(MediaError, match=r"^film: addresses of the local network are not read here\.$"):
-            download(f"{server}/film", str(target), "film", **switch)
+        with pytest.raises(DownloadError, match=r"^film: addresses of the local network are not read here\.$"):
+            download(f"{server}/film", str(target), "film", **LIMITS, **switch)
     assert not target.exists()
     monkeypatch.setenv(PUBLIC_ONLY, "0")
-    download(f"{server}/film", str(target), "film")
+    download(f"{server}/film", str(target), "film", **LIMITS)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "[::1]", "0"])
 def test_ways_to_write_this_machine(server: str, tmp_path: Path, host: str) -> None:
     port = server.rpartition(":")[2]
-    with pytest.raises(MediaError, match="local network|failed"):
-        download(f"http://{host}:{port}/film", str(tmp_path / "film"), "film", public_only=True)
+    with pytest.raises(DownloadError, match="local network|failed"):
+        download(f"http://{host}:{port}/film", str(tmp_path / "film"), "film", **PUBLIC)
     assert not (tmp_path / "film").exists()
 
 
@@ -145,39 +163,43 @@ def test_redirects_and_changed_names_are_looked_at_again(
     def look_up(host: str, *_: object, **__: object) -> list:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answers.get(host, host), port))]
 
-    def create(address: tuple[str, int], *args: object) -> socket.socket:
+    def create(address: tuple[str, int], *args: object, **kwargs: object) -> socket.socket:
         assert address[0] == "93.184.216.34", f"a connection to {address[0]}"  # never the name itself
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
-        return real_connect(address, *args)
+        return real_connect(address, *args, **kwargs)
 
-    def real_connect(_: object, *args: object) -> socket.socket:
+    def real_connect(_: object, *args: object, **kwargs: object) -> socket.socket:
         monkeypatch.setattr(socket, "getaddrinfo", original)
         try:
-            return real(("127.0.0.1", port), *args)
+            return real(("127.0.0.1", port), *args, **kwargs)
         finally:
             monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
     original = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(socket, "create_connection", create)
-    download(f"http://public.test:{port}/film", str(tmp_path / "film"), "film", public_only=True)
+    download(f"http://public.test:{port}/film", str(tmp_path / "film"), "film", **PUBLIC)
     for place in ("http://private.test/film", "http://127.0.0.1/film", "http://169.254.169.254/latest/meta-data"):
-        with pytest.raises(MediaError, match="local network"):
-            download(f"http://public.test:{port}/moved?{place}", str(tmp_path / "x"), "film", public_only=True)
-    with pytest.raises(MediaError, match="302|failed"):
-        download(f"http://public.test:{port}/moved?file:///etc/passwd", str(tmp_path / "x"), "film", public_only=True)
+        with pytest.raises(DownloadError, match="local network"):
+            download(f"http://public.test:{port}/moved?{place}", str(tmp_path / "x"), "film", **PUBLIC)
+    with pytest.raises(DownloadError, match="only http and https"):
+        download(
+            f"http://public.test:{port}/moved?file:///etc/passwd",
+            str(tmp_path / "x"),
+            "film",
+            **PUBLIC,
+        )
 
 
 def test_redirects_in_a_circle(server: str, tmp_path: Path) -> None:
-    with pytest.raises(MediaError, match="the server answered 302"):
-        download(f"{server}/moved?/moved?/moved", str(tmp_path / "film"), "film")
+    with pytest.raises(DownloadError, match="more than 5 redirects"):
+        download(f"{server}/moved?/moved?/moved", str(tmp_path / "film"), "film", **LIMITS)
 
 
 @pytest.mark.parametrize("path", ["/drip", "/slow"])
-def test_servers_that_take_their_time(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-    monkeypatch.setattr(media_combo_download, "DOWNLOAD_DEADLINE", 0.3)
-    with pytest.raises(MediaError, match="^film: the download took longer than 0 s"):
-        download(server + path, str(tmp_path / "film"), "film")
+def test_servers_that_take_their_time(server: str, tmp_path: Path, path: str) -> None:
+    with pytest.raises(DownloadError, match="^film: the download took longer than 0 s"):
+        download(server + path, str(tmp_path / "film"), "film", limit=1 << 20, seconds=0.3)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +217,6 @@ def test_servers_that_take_their_time(server: str, tmp_path: Path, monkeypatch: 
 )
 def test_addresses_that_are_none(tmp_path: Path, url: str, message: str) -> None:
     for switch in (False, True):
-        with pytest.raises(MediaError, match=f"{message}|local network") as caught:
-            download(url, str(tmp_path / "film"), "film", public_only=switch)
+        with pytest.raises(DownloadError, match=f"{message}|local network") as caught:
+            download(url, str(tmp_path / "film"), "film", **LIMITS, public_only=switch)
         assert "\n" not in str(caught.value)

@@ -1,0 +1,186 @@
+"""Label maps mixed into the pictures of a video, in YUV: what a map leaves alone goes to the encoder as it came.
+
+H.264 with 4:2:0 colour needs even sizes: an odd width or height is padded by one pixel, a copy of the edge, on the
+right or at the bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
+
+from combo_hf.media_combo_tracks import PictureTrack
+
+
+CONTOUR_ALPHA = 0.35  # added to alpha on the contour of a segment
+LUMA = {"bt601": (0.299, 0.587, 0.114), "bt709": (0.2126, 0.7152, 0.0722)}  # shares of R, G, B (ITU-R)
+BT709 = 1  # number of the BT.709 matrix in H.273; 0 is RGB, 2 unknown
+FULL_RANGE = 2  # of AVColorRange: Y, Cb, Cr use 0..255 (Motion JPEG, some phones), not 16..235 and 16..240
+
+
+class Painter:
+    """Mixes label maps into the pictures of a video.
+
+    The map of slot floor(t * fps) is painted on the picture shown at t, else the latest one before it. What a map does
+    to the planes is worked out once per map, as (Y, Cb, Cr) * keep + add, / 256.
+
+    Args:
+        label_maps: in order of time, `(timestamp in s, (H, W) integer map)`; read when a picture needs them.
+        colors: uint8 RGB `(K, 3)`.
+        fps: maps per second.
+        alpha: share of the colour, 0 to 1.
+        track: where the pictures come from.
+    """
+
+    def __init__(
+        self,
+        label_maps: Iterable[tuple[float, np.ndarray]],
+        colors: np.ndarray,
+        fps: float,
+        alpha: float,
+        track: PictureTrack,
+    ) -> None:
+        self._maps = iter(label_maps)
+        self._fps, self._alpha, self._track = fps, alpha, track
+        self._colors = colors
+        matrix = "bt709" if track.stream.codec_context.colorspace == BT709 else "bt601"
+        self._yuv = to_yuv(colors, matrix, is_full_range(track))  # (K, 3)
+        self._weights: list[tuple[tuple[slice, slice], np.ndarray, np.ndarray]] = []
+        self._slot = -1
+        self._next: tuple[int, np.ndarray] | None = None
+        self._ended = False
+        self._room = np.empty(0, np.uint16)  # for products; new memory for each picture costs more than to multiply
+
+    def paint(self, now: float, frame: VideoFrame) -> VideoFrame:
+        """The picture shown at `now` as a new, even, yuv420p frame.
+
+        Raises:
+            ValueError: a map of another size, type or class than can be painted.
+        """
+        self._advance(int(now * self._fps))
+        picture = even_picture(self._track, frame)
+        for plane, (box, keep, add) in zip(picture.planes, self._weights, strict=False):
+            part = plane_values(plane)[box]
+            mixed = np.multiply(part, keep, out=self._room[: part.size].reshape(part.shape))
+            mixed += add
+            np.right_shift(mixed, 8, out=part, casting="unsafe")
+        return picture
+
+    def _advance(self, slot: int) -> None:
+        """Take maps up to the one of this slot."""
+        while self._slot < slot and not self._ended:
+            if self._next is None:
+                item = next(self._maps, None)
+                if item is None:
+                    self._ended = True
+                    return
+                self._next = (int(item[0] * self._fps), np.asarray(item[1]))
+            if self._next[0] > slot:
+                return
+            self._slot, label_map = self._next
+            self._next = None
+            self._weights = self._prepare(label_map)
+
+    def _prepare(self, label_map: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
+        """Box, keep and add for each of the planes Y, Cb, Cr; nothing where the map is empty."""
+        _check_map(label_map, self._track.size, len(self._colors))
+        if not label_map.any():
+            return []
+        label_map = even(label_map)
+        box = _even_box(label_map)
+        label_map = label_map[box]
+        share = np.where(label_map > 0, round(256 * self._alpha), 0).astype(np.uint16)
+        share[_contour(label_map)] = round(256 * min(1.0, self._alpha + CONTOUR_ALPHA))
+        weights = []
+        for plane in range(3):
+            step = 1 if plane == 0 else 2  # the colour planes have half the size
+            part, mixed = share[::step, ::step], self._yuv[label_map[::step, ::step], plane]
+            rows, columns = (slice(side.start // step, side.stop // step) for side in box)
+            weights.append(((rows, columns), 256 - part, part * mixed + np.uint16(128) * (part > 0)))
+        if self._room.size < share.size:
+            self._room = np.empty(share.size, np.uint16)
+        return weights
+
+
+def _check_map(label_map: np.ndarray, size: tuple[int, int], num_colors: int) -> None:
+    width, height = size
+    if label_map.shape != (height, width) or label_map.dtype.kind not in "iu":
+        wanted = f"a label map must be ({height}, {width}) integers, as the video is shown"
+        raise ValueError(f"{wanted}, got {label_map.shape} {label_map.dtype}.")
+    lowest, highest = label_map.min(), label_map.max()
+    if lowest < 0 or highest >= num_colors:
+        raise ValueError(f"a label map holds class {lowest} to {highest}, but there are {num_colors} colours.")
+
+
+def is_full_range(track: PictureTrack) -> bool:
+    """Whether Y, Cb and Cr of a video use all of 0..255."""
+    codec = track.stream.codec_context
+    return codec.pix_fmt is not None and (
+        codec.pix_fmt.startswith("yuvj") or (codec.pix_fmt.startswith("yuv") and codec.color_range == FULL_RANGE)
+    )
+
+
+def to_yuv(colors: np.ndarray, matrix: str, full: bool) -> np.ndarray:
+    """RGB `(K, 3)` to Y, Cb, Cr, uint16 `(K, 3)`."""
+    red, green, blue = LUMA[matrix]
+    rgb = colors.astype(np.float64) / 255
+    luma = rgb @ np.array([red, green, blue])
+    half = (rgb[:, 2] - luma) / (1 - blue) / 2, (rgb[:, 0] - luma) / (1 - red) / 2  # -0.5 .. 0.5
+    floor, light, tint = (0, 255, 255) if full else (16, 219, 224)
+    yuv = np.stack([floor + light * luma, 128 + tint * half[0], 128 + tint * half[1]], axis=1)
+    return np.rint(yuv).clip(0, 255).astype(np.uint16)
+
+
+def _contour(label_map: np.ndarray) -> np.ndarray:
+    """Pixels of a segment that touch another class, bool `(H, W)`; two pixels wide on 720 lines and more."""
+    edge = np.zeros(label_map.shape, dtype=bool)
+    reach = max(1, label_map.shape[0] // 360)
+    for step in range(1, reach + 1):
+        across = label_map[:, step:] != label_map[:, :-step]
+        down = label_map[step:] != label_map[:-step]
+        edge[:, step:] |= across
+        edge[:, :-step] |= across
+        edge[step:] |= down
+        edge[:-step] |= down
+    return edge & (label_map > 0)
+
+
+def _even_box(label_map: np.ndarray) -> tuple[slice, slice]:
+    """The smallest box around everything that is not background, on even coordinates."""
+    rows, columns = np.flatnonzero(label_map.any(axis=1)), np.flatnonzero(label_map.any(axis=0))
+    return _even_slice(rows), _even_slice(columns)
+
+
+def _even_slice(indices: np.ndarray) -> slice:
+    return slice(int(indices[0]) // 2 * 2, int(indices[-1]) // 2 * 2 + 2)
+
+
+def even_picture(track: PictureTrack, frame: VideoFrame) -> VideoFrame:
+    """The picture as shown, a new yuv420p frame with even H and W; stays in YUV."""
+    if track.turns or track.size[0] % 2 or track.size[1] % 2:
+        planes = np.rot90(track.planes(frame, "yuv444p"), track.turns, axes=(1, 2))  # (3, H, W)
+        padded = np.ascontiguousarray(even(planes.transpose(1, 2, 0)).transpose(2, 0, 1))
+        return av.VideoFrame.from_ndarray(padded, format="yuv444p").reformat(format="yuv420p")
+    width, height = track.size
+    given = frame.reformat(width=width, height=height, format="yuv420p")
+    picture = av.VideoFrame(width, height, "yuv420p")  # the decoder may still need its own
+    for old, new in zip(given.planes, picture.planes, strict=True):
+        np.copyto(plane_values(new), plane_values(old))
+    return picture
+
+
+def even(picture: np.ndarray) -> np.ndarray:
+    """(H, W, ...) with its last row or column once more where H or W is odd."""
+    height, width = picture.shape[:2]
+    if height % 2 or width % 2:
+        picture = np.pad(picture, ((0, height % 2), (0, width % 2)) + ((0, 0),) * (picture.ndim - 2), mode="edge")
+    return np.ascontiguousarray(picture)
+
+
+def plane_values(plane: VideoPlane) -> np.ndarray:
+    """The values of a plane of 8 bits, (height, width); writing changes the plane."""
+    return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
