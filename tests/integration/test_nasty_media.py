@@ -16,8 +16,8 @@ from combo_hf.media_combo import (
     load_audio,
     probe_media,
     read_clip,
-    write_overlay_video,
 )
+from combo_hf.results.video import write_overlay_video
 
 
 # name: (pictures, size as shown, seconds, has sound)
