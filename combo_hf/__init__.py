@@ -40,6 +40,7 @@ _PUBLIC = {
         "proposals.clip": ["paint_maskige_clip"],
         "proposals.pregenerate": ["pregenerate"],
         "proposals_combo": ["SuperpixelProposals", "get_proposal_generator"],
+        "results.follow": ["follow_label_maps"],
         "results.pictures": ["contact_sheet", "heat_map", "overlay", "summarize"],
         "results.video": ["write_overlay_video"],
     }.items()
@@ -82,6 +83,7 @@ if TYPE_CHECKING:  # `X as X` is how type checkers are told that a name is publi
     from .proposals.pregenerate import pregenerate as pregenerate
     from .proposals_combo import SuperpixelProposals as SuperpixelProposals
     from .proposals_combo import get_proposal_generator as get_proposal_generator
+    from .results.follow import follow_label_maps as follow_label_maps
     from .results.pictures import contact_sheet as contact_sheet
     from .results.pictures import heat_map as heat_map
     from .results.pictures import overlay as overlay

@@ -278,8 +278,8 @@ class _Keys:
     """The keys, checked, read one at a time and not before they are due."""
 
     def __init__(self, keys: Iterable[Timed]) -> None:
-        self._keys, self._next, self._last, self._count = iter(keys), None, -math.inf, -1
-        self._next: Timed | None
+        self._keys, self._last, self._count = iter(keys), -math.inf, -1
+        self._next: Timed | None = None
 
     def take(self, before: float, picture: _Picture) -> _Key | None:
         """The last key whose time lies before the given one, as a key of this picture; None if there is none."""
