@@ -29,6 +29,34 @@ BINARY_CLASSES = ["background", "sounding object"]
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]  # strides 4, 8, 16, 32: res2 .. res5 of the paper
 
+
+class EfficientNetLiteConfig(PretrainedConfig):
+    """EfficientNet-Lite0 (Google, 2020) as visual backbone: inverted residuals with ReLU6, without squeeze-excitation.
+
+    Args:
+        stem_size (`int`): channels of the first convolution.
+        hidden_sizes (`list[int]`), depths (`list[int]`): channels and blocks of the seven groups.
+    """
+
+    model_type = "efficientnet_lite"
+
+    def __init__(
+        self,
+        stem_size: int = 32,
+        hidden_sizes: list[int] | None = None,
+        depths: list[int] | None = None,
+        out_features: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.stem_size = stem_size
+        self.hidden_sizes = list(hidden_sizes or (16, 24, 40, 80, 112, 192, 320))
+        self.depths = list(depths or (1, 2, 2, 3, 3, 4, 1))
+        self.out_features = list(out_features or STAGES)
+        super().__init__(**kwargs)
+        if not len(self.hidden_sizes) == len(self.depths) == 7:
+            raise ValueError(f"efficientnet_lite has 7 groups, got {self.hidden_sizes} and {self.depths}.")
+
+
 BACKBONES: dict[str, dict[str, Any]] = {
     "r50": {"model_type": "resnet", "out_features": STAGES},  # transformers' default sizes are ResNet-50
     "pvtv2-b5": {
@@ -80,6 +108,27 @@ TINY: dict[str, Any] = {
     "decoder_layers": 3,
     "decoder_feedforward_dim": 128,
     "train_num_points": 1024,
+    "consistency_weight": 2.0,
+}
+
+# For real pictures on a CPU: one encoder that knows ImageNet, for frame and Maskige.
+MINI: dict[str, Any] = {
+    "backbone_config": {"model_type": "efficientnet_lite"},
+    "image_size": 160,
+    "share_encoders": True,
+    "audio_config": {"channels": [[16], [48], [96], [128]], "hidden_sizes": [192], "embedding_size": 64},
+    "channel_reduction": 8,
+    "hidden_dim": 96,
+    "num_attention_heads": 4,
+    "pixel_decoder_layers": 2,
+    "pixel_decoder_feedforward_dim": 192,
+    "fusion_heads": 4,
+    "audio_hidden_dim": 128,
+    "num_queries": 8,
+    "decoder_layers": 3,
+    "decoder_feedforward_dim": 192,
+    "train_num_points": 2048,
+    "no_object_weight": 0.4,
     "consistency_weight": 2.0,
 }
 
@@ -296,7 +345,7 @@ class ComboConfig(PretrainedConfig):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> ComboConfig:
-        """Configuration by name: `{r50, pvtv2-b5}-{s4, ms3, avss}` as released, or `tiny`.
+        """Configuration by name: `{r50, pvtv2-b5}-{s4, ms3, avss}` as released, `tiny` or `mini`.
 
         Args:
             name: for example `"pvtv2-b5-avss"`.
@@ -307,6 +356,8 @@ class ComboConfig(PretrainedConfig):
         """
         if name == "tiny":
             return cls(**{"backbone_config": BACKBONES["tiny"], **TINY, **overrides})
+        if name == "mini":
+            return cls(**{**MINI, **overrides})
         backbone, _, subset = name.rpartition("-")
         if backbone not in ("r50", "pvtv2-b5") or subset not in SUBSETS:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(preset_names())}.")
@@ -323,7 +374,7 @@ class ComboConfig(PretrainedConfig):
 
 def preset_names() -> list[str]:
     """Names that `ComboConfig.from_preset` takes."""
-    return [f"{backbone}-{subset}" for backbone in ("r50", "pvtv2-b5") for subset in SUBSETS] + ["tiny"]
+    return [f"{backbone}-{subset}" for backbone in ("r50", "pvtv2-b5") for subset in SUBSETS] + ["tiny", "mini"]
 
 
 def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
@@ -336,6 +387,8 @@ def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
 def _build_backbone_config(values: dict) -> PretrainedConfig:
     values = copy.deepcopy(values)
     model_type = values.get("model_type")
+    if model_type == EfficientNetLiteConfig.model_type:
+        return EfficientNetLiteConfig.from_dict(values)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
     values.setdefault("out_features", STAGES)

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 from transformers import AutoBackbone
+from transformers.modeling_outputs import BackboneOutput
 
-from .configuration_combo import ComboConfig
+from .configuration_combo import ComboConfig, EfficientNetLiteConfig
 
 
 class ComboChannelWeights(nn.Module):
@@ -101,7 +102,10 @@ def build_backbone(config: ComboConfig) -> Any:
     PVTv2: layer norms inside attention and patch embedding have eps 1e-5 in the original (1e-6 elsewhere);
     transformers uses one value. ResNet: batch norm is frozen, so its affine parameters are not trained.
     """
-    backbone = AutoBackbone.from_config(config.backbone_config)
+    if isinstance(config.backbone_config, EfficientNetLiteConfig):
+        backbone: nn.Module = ComboEfficientNetLite(config.backbone_config)
+    else:
+        backbone = AutoBackbone.from_config(config.backbone_config)
     if config.backbone_config.model_type == "pvt_v2":
         for name, module in backbone.named_modules():
             if name.endswith(("patch_embedding.layer_norm", "attention.layer_norm")):
@@ -145,6 +149,81 @@ class ComboFoldedConvolution(nn.Module):
         if isinstance(activation, nn.ReLU):
             return hidden_states.relu_()  # nobody else holds what the convolution returned
         return hidden_states if activation is None else activation(hidden_states)
+
+
+class ComboLiteLayer(ComboFoldedConvolution):
+    """Convolution, batch norm and ReLU6 or nothing, padded as TensorFlow's "SAME": more on the right and below."""
+
+    def __init__(
+        self, channels_in: int, channels: int, kernel: int, stride: int = 1, groups: int = 1, active: bool = True
+    ) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(channels_in, channels, kernel, stride, groups=groups, bias=False)
+        self.normalization = nn.BatchNorm2d(channels, eps=1e-3)
+        self.activation = nn.ReLU6(inplace=True) if active else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        (kernel, _), (stride, _) = self.convolution.kernel_size, self.convolution.stride
+        if kernel > 1:
+            missing = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in hidden_states.shape[2:]]
+            height, width = missing
+            hidden_states = nnf.pad(hidden_states, (width // 2, width - width // 2, height // 2, height - height // 2))
+        return super().forward(hidden_states)
+
+
+class ComboLiteBlock(nn.Module):
+    """Inverted residual: expand the channels, a convolution by channel, project."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = channels_in * expansion
+        self.expand = ComboLiteLayer(channels_in, hidden, 1) if expansion > 1 else nn.Identity()
+        self.depthwise = ComboLiteLayer(hidden, hidden, kernel, stride, groups=hidden)
+        self.project = ComboLiteLayer(hidden, channels, 1, active=False)
+        self.residual = stride == 1 and channels_in == channels
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        result = self.project(self.depthwise(self.expand(hidden_states)))
+        return result + hidden_states if self.residual else result
+
+
+class ComboEfficientNetLite(nn.Module):
+    """EfficientNet-Lite0 without its head: four maps of strides 4, 8, 16 and 32 (24, 40, 112 and 320 channels).
+
+    Takes pictures normalised with ImageNet's mean and deviation, like every backbone here, and brings them to [-1, 1],
+    which its released weights were trained with.
+    """
+
+    GROUPS = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))  # kernel, stride, expansion
+    LEVELS = (1, 2, 4, 6)  # groups whose maps are returned
+    FACTOR = tuple(std / 127.5 for std in (58.395, 57.12, 57.375))
+    SHIFT = tuple(mean / 127.5 - 1 for mean in (123.675, 116.28, 103.53))
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = ComboLiteLayer(3, config.stem_size, 3, stride=2)
+        width, blocks, self.ends = config.stem_size, [], []
+        for (kernel, stride, expansion), channels, depth in zip(
+            self.GROUPS, config.hidden_sizes, config.depths, strict=True
+        ):
+            for number in range(depth):
+                blocks.append(ComboLiteBlock(width, channels, kernel, stride if number == 0 else 1, expansion))
+                width = channels
+            self.ends.append(len(blocks) - 1)
+        self.blocks = nn.ModuleList(blocks)
+        self.channels = [config.hidden_sizes[level] for level in self.LEVELS]
+
+    def forward(self, pixel_values: torch.Tensor) -> BackboneOutput:
+        """Args: pixel_values (F, 3, H, W). Returns: `feature_maps`, four of (F, C_l, H / 2^(l+1), W / 2^(l+1))."""
+        factor, shift = (pixel_values.new_tensor(values).view(1, 3, 1, 1) for values in (self.FACTOR, self.SHIFT))
+        hidden_states = self.stem(pixel_values * factor + shift)
+        wanted, maps = [self.ends[level] for level in self.LEVELS], []
+        for number, block in enumerate(self.blocks):
+            hidden_states = block(hidden_states)
+            if number in wanted:
+                maps.append(hidden_states)
+        return BackboneOutput(feature_maps=tuple(maps))
 
 
 class ComboReducedAttention(nn.Module):

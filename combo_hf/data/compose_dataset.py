@@ -1,0 +1,259 @@
+"""Composed clips as a data set: parquet rows that `datasets.load_dataset(folder)` reads, and mp4 files.
+
+    <output>/data/<split>-00000-of-000NN.parquet   rows as `combo-hf data build` writes them
+    <output>/videos/<split>/<video_id>.mp4         on request
+    <output>/classes.txt                           one class a line; line 0 is the background
+    <output>/clips.jsonl                           what is seen and heard in each clip, and how it was made
+    <output>/compose.json                          settings, by which a later call goes on or starts anew
+
+A shard depends on the settings and the parts only, and gets its name when it is whole: whatever is stopped, the next
+call writes what is missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from combo_hf.data.avsbench_rows import built_features
+from combo_hf.data.compose import ComposedClip, ComposeRules, Parts, compose_clip, read_parts
+from combo_hf.data.compose_sounds import SAMPLING_RATE
+from combo_hf.files.atomic import replacing
+from combo_hf.files.pool import run_tasks, show_progress
+
+
+GENERATION = 1  # raise when the same settings and parts start to give other clips
+SHARD_CLIPS = 128
+SETTINGS_FILE = "compose.json"  # also the sign that a folder is ours to write in
+JPEG_QUALITY = 92
+FPS = 25.0
+CARD = """---
+pretty_name: Composed audio-visual segmentation ({kind})
+tags: [audio-visual-segmentation, composed]
+configs:
+- config_name: {kind}
+  default: true
+  data_files:
+{files}---
+
+# Composed audio-visual segmentation, kind "{kind}"
+
+Made by `combo-hf data compose` from photographs with masks, sounds and backgrounds. No photograph belongs to a sound.
+The terms of the parts hold for these clips, and for weights trained on them.
+
+- clips: {clips}; {size} x {size} pixels, {frames} frame(s), one a second at k + 15/16 s; seed {seed}
+- classes: {classes}
+- masks: {labels}; `clips.jsonl` tells what is seen and heard, and how each clip was made
+- stages {stages}; cases {cases}; motion {motion}, microphone {microphone}, grading {grading}
+"""
+
+
+@dataclass(frozen=True)
+class ComposeSettings:
+    """Everything the files depend on.
+
+    Attributes:
+        objects, sounds, backgrounds, splits_from: see [`read_parts`].
+        kind, seed, size, num_frames, rules: see [`compose_clip`].
+        clips: number for each split.
+        video_height: of mp4 files in pixels; 0: none.
+    """
+
+    objects: str
+    sounds: str
+    backgrounds: str | None
+    splits_from: str | None
+    kind: str
+    clips: dict[str, int]
+    seed: int = 0
+    size: int = 224
+    num_frames: int = 5
+    video_height: int = 0
+    rules: ComposeRules = ComposeRules()
+    generation: int = GENERATION
+
+    def parts(self, split: str) -> Parts:
+        """Of one split."""
+        return read_parts(self.objects, self.sounds, self.backgrounds, split, self.splits_from)
+
+    def make(self, parts: Parts, split: str, index: int) -> ComposedClip:
+        """One clip of a split."""
+        return compose_clip(parts, self.kind, self.seed, index, split, self.size, self.num_frames, self.rules)
+
+    def to_json(self, parts: Mapping[str, Parts]) -> str:
+        """The settings, and a digest of the names and sizes of the parts."""
+        digest = hashlib.sha256()
+        for split in sorted(parts):
+            of = parts[split]
+            paths = [p for objects in of.objects.values() for part in objects for p in (part.picture, part.mask)]
+            for path in [*paths, *(p for sounds in of.sounds.values() for p in sounds), *of.backgrounds]:
+                digest.update(f"{split} {path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        values = {**asdict(self), "parts": digest.hexdigest()}
+        for folder in ("objects", "sounds", "backgrounds", "splits_from"):  # moved parts are the same parts
+            values.pop(folder)
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    settings: ComposeSettings
+    output: Path
+    split: str
+    start: int
+    stop: int
+    name: str
+
+
+def to_row(clip: ComposedClip) -> dict[str, Any]:
+    """A composed clip as a data set row: frames as JPEG, masks as PNG (0 and 255 for "s4" and "ms3", class indices for
+    "avss"; 255 everywhere where a frame is not annotated), sound as flac."""
+    import soundfile
+
+    masks = [mask if clip.kind == "avss" else np.where(mask > 0, 255, 0).astype(np.uint8) for mask in clip.masks]
+    masks = [m if known else np.full_like(m, 255) for m, known in zip(masks, clip.label_frames, strict=True)]
+    audio = io.BytesIO()
+    soundfile.write(audio, clip.waveform, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    return {
+        "video_id": clip.video_id,
+        "subset": clip.kind,
+        "split": clip.split,
+        "category": ",".join(sorted({name for second in clip.sounding for name in second})),
+        "frames": [_encoded(frame, "JPEG", quality=JPEG_QUALITY) for frame in clip.frames],
+        "masks": [_encoded(Image.fromarray(mask), "PNG") for mask in masks],
+        "label_frames": list(clip.label_frames),
+        "maskiges": None,
+        "audio": {"bytes": audio.getvalue(), "path": f"{clip.video_id}.flac"},
+    }
+
+
+def compose_dataset(
+    settings: ComposeSettings, output: str | Path, num_processes: int = 1, progress: bool | None = None
+) -> Path:
+    """Write a composed data set; finished shards of an earlier call with the same settings and parts are kept.
+
+    Args:
+        settings ([`ComposeSettings`])
+        output (`str` or `Path`): new folder, empty, or of an earlier call.
+        num_processes (`int`): above 1, a script needs the `if __name__ == "__main__"` guard.
+        progress (`bool`, *optional*): show a bar; `None`: on a terminal.
+
+    Raises:
+        ValueError: settings out of range, parts that are missing or damaged, or a folder of others.
+        FileNotFoundError: no such folder of parts.
+        ImportError: `datasets` is missing.
+    """
+    from tqdm import tqdm
+
+    output = Path(output)
+    if not settings.clips or min(settings.clips.values()) < 1:
+        raise ValueError(f"wanted at least one clip of each split, got {settings.clips}.")
+    parts = {split: settings.parts(split) for split in settings.clips}
+    for split, of in parts.items():
+        settings.make(of, split, 0)  # refuses bad values before any file is touched
+    built_features()
+    _prepare(output, settings.to_json(parts))
+    shards, lines = _shards(settings, output), {}
+    with tqdm(total=sum(settings.clips.values()), unit="clip", disable=show_progress(progress)) as bar:
+        for shard, records in run_tasks(_write_shard, shards, num_processes):
+            lines[shard.name] = records
+            bar.update(shard.stop - shard.start)
+    with replacing(output / "clips.jsonl") as temporary:
+        temporary.write_text("".join(lines[shard.name] for shard in shards), encoding="utf-8")
+    _describe(settings, parts, output)
+    return output
+
+
+def _shards(settings: ComposeSettings, output: Path) -> list[_Shard]:
+    shards = []
+    for split, total in settings.clips.items():
+        starts = range(0, total, SHARD_CLIPS)
+        for number, start in enumerate(starts):
+            name = f"{split}-{number:05d}-of-{len(starts):05d}"
+            shards.append(_Shard(settings, output, split, start, min(start + SHARD_CLIPS, total), name))
+    return shards
+
+
+def _write_shard(shard: _Shard) -> tuple[_Shard, str]:
+    """Write one shard unless it is there; returns it and its lines of clips.jsonl."""
+    table_path, notes = (shard.output / "data" / f"{shard.name}.{ending}" for ending in ("parquet", "jsonl"))
+    if table_path.exists() and notes.exists():
+        return shard, notes.read_text(encoding="utf-8")
+    import pyarrow
+    import pyarrow.parquet
+
+    settings, rows, lines = shard.settings, [], []
+    parts = settings.parts(shard.split)
+    for index in range(shard.start, shard.stop):
+        clip = settings.make(parts, shard.split, index)
+        rows.append(to_row(clip))
+        record = {name: getattr(clip, name) for name in ("video_id", "split", "stage", "case", "visible", "heard")}
+        record["sounding"] = clip.sounding
+        if settings.video_height:
+            record["video"] = f"videos/{shard.split}/{clip.video_id}.mp4"
+            _write_video(clip, shard.output / record["video"], settings.video_height)
+        lines.append(json.dumps(record) + "\n")
+    with replacing(notes) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+    table = pyarrow.Table.from_pylist(rows, schema=built_features().arrow_schema)
+    with replacing(table_path) as temporary:
+        pyarrow.parquet.write_table(table, temporary, row_group_size=16)
+    return shard, "".join(lines)
+
+
+def _write_video(clip: ComposedClip, path: Path, height: int) -> None:
+    from combo_hf.results.video import write_video
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        write_video(temporary, clip.render_video(FPS, height), FPS, clip.waveform, SAMPLING_RATE)
+
+
+def _prepare(output: Path, settings: str) -> None:
+    """Make the folders, and remove what an earlier call with other settings left there."""
+    record = output / SETTINGS_FILE
+    if output.exists() and not record.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} holds files that are no composed data set; choose a new or empty folder.")
+    if record.exists() and record.read_text(encoding="utf-8") != settings:
+        for path in (*output.glob("data/*-of-*.*"), *output.glob("videos/*/composed_*.mp4")):
+            path.unlink()
+    (output / "data").mkdir(parents=True, exist_ok=True)
+    with replacing(record) as temporary:
+        temporary.write_text(settings, encoding="utf-8")
+
+
+def _describe(settings: ComposeSettings, parts: Mapping[str, Parts], output: Path) -> None:
+    """classes.txt, and the card with `configs:` that `datasets.load_dataset(folder)` reads."""
+    classes = next(iter(parts.values())).classes
+    rules = settings.rules
+    card = CARD.format(
+        kind=settings.kind,
+        files="".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in settings.clips),
+        clips=", ".join(f"{split} {count}" for split, count in settings.clips.items()),
+        size=settings.size,
+        frames=settings.num_frames,
+        seed=settings.seed,
+        classes=", ".join(f"{number} {name}" for number, name in enumerate(("background", *classes))),
+        labels="class indices" if settings.kind == "avss" else "0 and 255",
+        stages=dict(rules.stages),
+        cases=dict(rules.cases),
+        motion=rules.motion,
+        microphone=rules.microphone,
+        grading=rules.grading,
+    )
+    for name, text in (("classes.txt", "".join(f"{c}\n" for c in ("background", *classes))), ("README.md", card)):
+        with replacing(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _encoded(image: Image.Image, kind: str, **options: Any) -> dict[str, bytes | None]:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
