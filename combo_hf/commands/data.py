@@ -90,9 +90,9 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def compose(arguments: argparse.Namespace) -> None:
-    """Make clips of your own photographs with masks, sounds and backgrounds: one, two or none of what is seen is heard.
-    Folders: objects/CLASS/NAME.jpg with NAME.png (mask), sounds/CLASS/NAME.ogg, backgrounds/NAME.jpg; folders of sounds
-    that begin with "_" are of no class."""
+    """Make clips of your own photographs with masks, sounds and backgrounds: one, two or none of what is seen sounds.
+    Folders: objects/CLASS/NAME.jpg with NAME.png (mask), sounds/CLASS/NAME.ogg, backgrounds/NAME.jpg; sounds in
+    folders that begin with "_" are of no class."""
     from combo_hf.data.compose import CASES, STAGES, ComposeRules
     from combo_hf.data.compose_dataset import ComposeSettings, compose_dataset
 
@@ -115,9 +115,7 @@ def compose(arguments: argparse.Namespace) -> None:
         rules=rules,
     )
     folder = compose_dataset(settings, arguments.output, arguments.num_processes)
-    print(
-        f"{sum(settings.clips.values())} clip(s) of kind {settings.kind} in {folder}; clips.jsonl says what is heard"
-    )
+    print(f"{sum(settings.clips.values())} clip(s) of kind {settings.kind} in {folder}; clips.jsonl says what sounds")
 
 
 def _shares(entries: list[str] | None, known: dict[str, float]) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_rows_are_those_of_avsbench(folder: Path, tmp_path: Path) -> None:
         rows = load_avsbench(out, "train", subset=kind, cache_dir=tmp_path / "cache")
         found = {int(value) for row in rows for mask in row["masks"] for value in np.unique(np.asarray(mask))}
         assert len(rows) == 3 and found <= values
-        clips = AvsbenchClips(rows, build_transform(kind, True, 32), 3 if kind == "avss" else 2, use_maskige=False)
+        clips = AvsbenchClips(rows, build_transform(kind, True, 32), num_labels=len(values), use_maskige=False)
         assert clips[0].frames.shape == (2, 3, 32, 32)
         assert soundfile.read(io.BytesIO(rows[0]["audio"]["bytes"]))[1] == SAMPLING_RATE
     assert (out / "classes.txt").read_text().split() == ["background", "cat", "dog"]
@@ -194,29 +195,22 @@ def test_rules_out_of_range_are_refused(values: dict, message: str) -> None:
         ComposeRules(**values)
 
 
-def spoil(root: Path, what: str) -> None:
-    cat = root / "objects/cat/0"
-    if what == "mask missing":
-        cat.with_suffix(".png").unlink()
-    elif what == "mask empty":
-        Image.new("L", (90, 80)).save(cat.with_suffix(".png"))
-    elif what == "mask of another size":
-        Image.new("L", (45, 40), 255).save(cat.with_suffix(".png"))
-    elif what == "picture damaged":
-        cat.with_suffix(".jpg").write_bytes(cat.with_suffix(".jpg").read_bytes()[:200])
-    elif what == "sound damaged":
-        (root / "sounds/cat/s0.ogg").write_bytes(b"OggS nothing")
-    elif what == "sound silent":
-        soundfile.write(root / "sounds/cat/s0.ogg", np.zeros(22050), 22050)
-    elif what == "csv without columns":
-        (root / "splits.csv").write_text("name,part\n1,train\n")
-    elif what == "no sounds":
-        for path in (root / "sounds").rglob("*.ogg"):
-            path.unlink()
-        for path in (root / "sounds").iterdir():
-            path.rmdir()
+def remove_sounds(root: Path) -> None:
+    shutil.rmtree(root / "sounds")
+    (root / "sounds").mkdir()
 
 
+CAT, BARK = "objects/cat/0", "sounds/cat/s0.ogg"
+SPOIL = {
+    "mask missing": lambda root: (root / f"{CAT}.png").unlink(),
+    "mask empty": lambda root: Image.new("L", (90, 80)).save(root / f"{CAT}.png"),
+    "mask of another size": lambda root: Image.new("L", (45, 40), 255).save(root / f"{CAT}.png"),
+    "picture damaged": lambda root: (root / f"{CAT}.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing"),
+    "sound damaged": lambda root: (root / BARK).write_bytes(b"OggS nothing"),
+    "sound silent": lambda root: soundfile.write(root / BARK, np.zeros(22050), 22050),
+    "csv without columns": lambda root: (root / "splits.csv").write_text("name,part\n1,train\n"),
+    "no sounds": remove_sounds,
+}
 BAD_PARTS = [
     ("mask missing", "its mask 0.png is missing"),
     ("mask empty", "the mask is empty"),
@@ -231,14 +225,12 @@ BAD_PARTS = [
 
 @pytest.mark.parametrize(("what", "message"), BAD_PARTS)
 def test_parts_that_cannot_be_used_are_named(folder: Path, tmp_path: Path, what: str, message: str) -> None:
-    import shutil
-
     root = tmp_path / "parts"
     shutil.copytree(folder, root)
     for name in ("dog", "horse"):  # so that every clip meets the cat
         shutil.rmtree(root / "objects" / name)
     (root / "objects/cat/1.jpg").unlink()
-    spoil(root, what)
+    SPOIL[what](root)
     read_recording.cache_clear()
     rules = ComposeRules({"photograph": 1.0}, {"one": 1.0})
     with pytest.raises(ValueError, match=message):
