@@ -217,7 +217,10 @@ class ComboEfficientNetLite(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> BackboneOutput:
         """Args: pixel_values (F, 3, H, W). Returns: `feature_maps`, four of (F, C_l, H / 2^(l+1), W / 2^(l+1))."""
         factor, shift = (pixel_values.new_tensor(values).view(1, 3, 1, 1) for values in (self.FACTOR, self.SHIFT))
-        hidden_states = self.stem(pixel_values * factor + shift)
+        pictures = pixel_values * factor + shift
+        if pictures.device.type == "cpu":  # convolutions by channel are slow otherwise, backwards most of all
+            pictures = pictures.contiguous(memory_format=torch.channels_last)
+        hidden_states = self.stem(pictures)
         wanted, maps = [self.ends[level] for level in self.LEVELS], []
         for number, block in enumerate(self.blocks):
             hidden_states = block(hidden_states)

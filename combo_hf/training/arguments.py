@@ -147,6 +147,8 @@ class TrainingRecipe:
         clips_per_batch: clips that a process brings through the network together.
         accumulation_steps: such batches per optimizer step.
         learning_rate, weight_decay, backbone_scale, backbone_pattern: see [`parameter_groups`].
+        frozen_pattern: parameters whose names it matches are not trained, such as those of the first blocks of a
+            backbone that starts from ImageNet (a third less time on a CPU); `null`: none.
         poly_power, warmup_steps: see [`build_scheduler`].
         max_grad_norm: L2 norm of all gradients together is clipped to it.
         mixed_precision: "no", "bf16" or "fp16" (a GPU only).
@@ -183,6 +185,7 @@ class TrainingRecipe:
     weight_decay: float = 0.05
     backbone_scale: float = 0.1
     backbone_pattern: str = r"encoder\.(maskige_)?backbone\."
+    frozen_pattern: str | None = None
     poly_power: float = 0.9
     warmup_steps: int = 0
     max_grad_norm: float = 0.01

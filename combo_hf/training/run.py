@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -173,10 +174,28 @@ def run_recipe(recipe: TrainingRecipe, output: str | Path, resume: bool = False,
         # One process makes the clips and fills the cache, from which the others read them.
         with processes.local_main_process_first():
             train_set, validation_set = build_data(recipe, model.config)
+        if recipe.frozen_pattern is not None:
+            freeze(model, recipe.frozen_pattern)
         result = train(model, train_set, recipe, output, validation_set, build_processor(model.config), resume, cpu)
         if recipe.push_to_hub is not None and result.stopped_by == "max_steps" and processes.is_main_process:
             push_checkpoint(output / "best", recipe.push_to_hub, recipe.push_private)
         return result
+
+
+def freeze(model: torch.nn.Module, pattern: str) -> None:
+    """Leave parameters out of the training.
+
+    Raises:
+        ValueError: no pattern, or none of the parameters has such a name.
+    """
+    try:
+        named = [value for name, value in model.named_parameters() if re.search(pattern, name)]
+    except re.error as error:
+        raise ValueError(f"frozen_pattern: {pattern!r} is no regular expression ({error}).") from error
+    if not named:
+        raise ValueError(f"frozen_pattern: no parameter of the model matches {pattern!r}.")
+    for parameter in named:
+        parameter.requires_grad_(False)
 
 
 def push_checkpoint(folder: str | Path, repository: str, private: bool = True) -> str:
