@@ -31,6 +31,7 @@ NONE, SILENCE = "other", "silence"
 SAMPLES = samples_for(1)
 SHIFT_S = 0.35  # an excerpt begins up to so far from the second that the teacher has heard
 MIXED, SILENT = 0.25, 0.05  # shares of the training excerpts
+NONE_CHANCE = 2.5  # of a sound of no class, relative to each class: there are more kinds of them
 MASKED_BANDS, MASKED_FRAMES = 12, 24
 
 
@@ -114,10 +115,12 @@ def training_batch(sounds: Sounds, size: int, step: int, seed: int) -> tuple[tor
     rng, extractor, microphone = np.random.default_rng([seed, step]), ComboFeatureExtractor(), Microphone()
     mels, shares, rows = [], torch.zeros(size, len(sounds.names)), torch.full((size,), -1)
     audible = sounds.names[:-1]
+    chances = np.array([NONE_CHANCE if name == NONE else 1.0 for name in audible])
+    chances /= chances.sum()
     for index in range(size):
         count = 0 if rng.random() < SILENT else 2 if rng.random() < MIXED else 1
         waves: list[np.ndarray] = []
-        for name in rng.permutation(len(audible))[:count]:
+        for name in rng.choice(len(audible), count, replace=False, p=chances):
             wave, row = sounds.draw(rng, audible[name])
             share = 10 ** (float(rng.uniform(-18, 0)) / 20) if waves else 1.0  # the second one is softer
             waves.append(wave * np.float32(share / max(float(np.sqrt(np.mean(wave**2))), 1e-4)))
@@ -188,15 +191,12 @@ def train(arguments: argparse.Namespace, sounds: Sounds, config: ComboConfig) ->
     sizes = (len(sounds.names), sounds.embedding.shape[1], sounds.scores.shape[1])
     model = SoundTeacher(config.audio_config, *sizes).to(memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, arguments.learning_rate, total_steps=arguments.steps, pct_start=0.1
-    )
     clean, recorded = held_out(sounds), held_out(sounds, seed=arguments.seed + 1)
     state, first, spent = arguments.output / "sound-state.pt", 0, 0.0
     if arguments.resume and state.is_file():
         saved = torch.load(state, weights_only=True)
-        for part, name in ((model, "model"), (optimizer, "optimizer"), (schedule, "schedule")):
-            part.load_state_dict(saved[name])
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
         first, spent = saved["step"], saved["spent"]
     began = time.process_time()
     for step in range(first, arguments.steps):
@@ -206,8 +206,11 @@ def train(arguments: argparse.Namespace, sounds: Sounds, config: ComboConfig) ->
         loss = step_loss(model, sounds, training_batch(sounds, arguments.batch, step, arguments.seed))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        for group in optimizer.param_groups:
+            group["lr"] = (
+                arguments.learning_rate * min(1.0, 10 * (step + 1) / arguments.steps) * (1 - step / arguments.steps)
+            )
         optimizer.step()
-        schedule.step()
         done = step + 1
         if done % arguments.save_every == 0 or done == arguments.steps:
             scores = {"clean": accuracy(model, clean, sounds.names), "mic": accuracy(model, recorded, sounds.names)}
@@ -216,9 +219,8 @@ def train(arguments: argparse.Namespace, sounds: Sounds, config: ComboConfig) ->
             print(
                 json.dumps({"step": done, "loss": round(loss.item(), 3), "cpu_s": round(seconds), **text}), flush=True
             )
-            saved = {"model": model, "optimizer": optimizer, "schedule": schedule}
-            saved = {name: part.state_dict() for name, part in saved.items()}
-            torch.save({**saved, "step": done, "spent": seconds}, state)
+            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**weights, "step": done, "spent": seconds}, state)
     return model.eval()
 
 

@@ -139,14 +139,16 @@ class Microphone:
 
     def _through_room(self, wave: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Echoes, and the response of microphone and codec, by one product of spectra."""
+        from scipy import fft
+
         length = len(wave)
-        size = 1 << (length + int(ECHO_S[1] * SAMPLING_RATE) - 1).bit_length()
-        frequency = np.fft.rfftfreq(size, 1 / SAMPLING_RATE)
-        response = _response(frequency, self.strength, rng)
-        if rng.random() < 0.7 * self.strength:
-            response = response * np.fft.rfft(_echoes(rng), size)
+        echoes = _echoes(rng) if rng.random() < 0.7 * self.strength else np.ones(1, np.float32)
+        size = fft.next_fast_len(length + len(echoes) - 1, real=True)
+        response = _response(np.fft.rfftfreq(size, 1 / SAMPLING_RATE).astype(np.float32), self.strength, rng)
+        if len(echoes) > 1:
+            response = response * fft.rfft(echoes, size)
         before = _rms(wave)
-        wave = np.fft.irfft(np.fft.rfft(wave, size) * response, size)[:length]
+        wave = fft.irfft(fft.rfft(wave, size) * response, size)[:length]
         return (wave * (before / max(_rms(wave), 1e-9))).astype(np.float32)
 
 
@@ -166,8 +168,8 @@ def _response(frequency: np.ndarray, strength: float, rng: np.random.Generator) 
 def _echoes(rng: np.random.Generator) -> np.ndarray:
     """Impulse response of a room: the direct sound, then noise that dies away."""
     seconds = np.exp(rng.uniform(*np.log(ECHO_S)))
-    time = np.arange(int(seconds * SAMPLING_RATE)) / SAMPLING_RATE
-    tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / seconds)
+    time = np.arange(int(seconds * SAMPLING_RATE), dtype=np.float32) / SAMPLING_RATE
+    tail = rng.standard_normal(len(time), np.float32) * np.float32(10) ** (-3 * time / np.float32(seconds))
     tail[: int(rng.uniform(0.001, 0.02) * SAMPLING_RATE)] = 0  # until the first wall has answered
     tail *= _amplitude(-rng.uniform(*DIRECT_DB)) / max(np.sqrt((tail**2).sum()), 1e-9)
     tail[0] = 1.0
@@ -176,11 +178,13 @@ def _echoes(rng: np.random.Generator) -> np.ndarray:
 
 def _noise(samples: int, rng: np.random.Generator) -> np.ndarray:
     """Noise of RMS 1 between white and brown, as wind, traffic and amplifiers make it."""
-    white = rng.standard_normal(samples)
+    from scipy import fft
+
+    size = fft.next_fast_len(samples, real=True)
+    spectrum = fft.rfft(rng.standard_normal(size, np.float32))
     exponent = rng.uniform(0, 1.0)
-    spectrum = np.fft.rfft(white)
-    spectrum /= np.maximum(np.arange(len(spectrum)), samples * 50 / SAMPLING_RATE) ** exponent
-    noise = np.fft.irfft(spectrum, samples)
+    hertz = np.arange(len(spectrum), dtype=np.float32) * (SAMPLING_RATE / size)
+    noise = fft.irfft(spectrum * np.maximum(hertz, 50.0) ** np.float32(-exponent), size)[:samples]
     return noise / max(_rms(noise), 1e-9)
 
 
