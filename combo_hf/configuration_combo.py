@@ -93,6 +93,7 @@ SUBSETS: dict[str, dict[str, Any]] = {
 # Small enough to train on a laptop and to ship: the same parts, fewer of each. Trained from scratch, hence no frozen
 # parts.
 TINY: dict[str, Any] = {
+    "backbone_config": BACKBONES["tiny"],
     "image_size": 96,
     "audio_config": {"channels": [[16], [24], [32], [48]], "hidden_sizes": [128], "embedding_size": 64},
     "freeze_audio_encoder": False,
@@ -132,6 +133,9 @@ MINI: dict[str, Any] = {
     "consistency_weight": 2.0,
 }
 
+OWN_PRESETS = {"tiny": TINY, "mini": MINI}  # the others are the release's
+TIMM = "timm/"  # begins the name of a backbone of timm
+
 
 MAX_SIZE = 1_000_000  # of any width or number of parts: a file with more is damaged
 WHOLE = (
@@ -156,8 +160,8 @@ class ComboConfig(PretrainedConfig):
     r"""Configuration of [`ComboModel`] and [`ComboForAudioVisualSegmentation`].
 
     Args:
-        backbone_config (`dict` or `PretrainedConfig`): visual backbone, built by `AutoBackbone`; four stages, strides
-            4 to 32.
+        backbone_config (`dict`, `str` or `PretrainedConfig`): visual backbone, built by `AutoBackbone`; four stages,
+            strides 4 to 32. `"timm/NAME"` is a backbone of timm, which `pip install 'combo-hf[timm]'` brings.
         use_maskige (`bool`): encode the Maskige beside the frame (Siam encoder). Off: frames only,
             `maskige_values=None`.
         share_encoders (`bool`): one backbone for frame and Maskige. The release has two (same architecture, own
@@ -244,7 +248,7 @@ class ComboConfig(PretrainedConfig):
     ) -> None:
         if backbone_config is None:
             backbone_config = BACKBONES["r50"]
-        if isinstance(backbone_config, dict):
+        if isinstance(backbone_config, (dict, str)):
             backbone_config = _build_backbone_config(backbone_config)
         if not isinstance(backbone_config, PretrainedConfig):
             raise ValueError(f"backbone_config: wanted a dict with a model_type, got {backbone_config!r}.")
@@ -354,10 +358,8 @@ class ComboConfig(PretrainedConfig):
         Raises:
             ValueError: unknown name; the message lists the known ones.
         """
-        if name == "tiny":
-            return cls(**{"backbone_config": BACKBONES["tiny"], **TINY, **overrides})
-        if name == "mini":
-            return cls(**{**MINI, **overrides})
+        if name in OWN_PRESETS:
+            return cls(**{**OWN_PRESETS[name], **overrides})
         backbone, _, subset = name.rpartition("-")
         if backbone not in ("r50", "pvtv2-b5") or subset not in SUBSETS:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(preset_names())}.")
@@ -374,7 +376,7 @@ class ComboConfig(PretrainedConfig):
 
 def preset_names() -> list[str]:
     """Names that `ComboConfig.from_preset` takes."""
-    return [f"{backbone}-{subset}" for backbone in ("r50", "pvtv2-b5") for subset in SUBSETS] + ["tiny", "mini"]
+    return [f"{backbone}-{subset}" for backbone in ("r50", "pvtv2-b5") for subset in SUBSETS] + [*OWN_PRESETS]
 
 
 def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
@@ -384,12 +386,20 @@ def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
             yield type(size) is int and 1 <= size <= MAX_SIZE
 
 
-def _build_backbone_config(values: dict) -> PretrainedConfig:
+def _build_backbone_config(values: dict | str) -> PretrainedConfig:
+    if isinstance(values, str):
+        if not values.startswith(TIMM):
+            raise ValueError(
+                f"backbone_config: wanted a dict, or a name such as 'timm/mobilenetv3_small_100', got {values!r}."
+            )
+        name, levels = values.removeprefix(TIMM), [1, 2, 3, 4]  # strides 4 to 32
+        return CONFIG_MAPPING["timm_backbone"](backbone=name, out_indices=levels, use_pretrained_backbone=False)
     values = copy.deepcopy(values)
     model_type = values.get("model_type")
     if model_type == EfficientNetLiteConfig.model_type:
         return EfficientNetLiteConfig.from_dict(values)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
-    values.setdefault("out_features", STAGES)
+    if model_type != "timm_backbone":
+        values.setdefault("out_features", STAGES)
     return CONFIG_MAPPING[model_type].from_dict(values)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as nnf
 from torch import nn
-from transformers import AutoBackbone
+from transformers import AutoBackbone, PretrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_combo import ComboConfig, EfficientNetLiteConfig
@@ -95,6 +95,17 @@ def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Ten
     return tuple(level.to(pictures.dtype, memory_format=order) for level in maps)
 
 
+def _plain_backbone(config: PretrainedConfig) -> Any:
+    if isinstance(config, EfficientNetLiteConfig):
+        return ComboEfficientNetLite(config)
+    try:
+        return AutoBackbone.from_config(config)
+    except ImportError as error:
+        if config.model_type != "timm_backbone":
+            raise
+        raise ImportError("a backbone of timm needs timm: pip install 'combo-hf[timm]'") from error
+
+
 def build_backbone(config: ComboConfig) -> Any:
     """`AutoBackbone` with the two facts in which transformers' ports differ from what COMBO was trained with, and
     with faster ways to compute two of its layers ([`ComboFoldedConvolution`], [`ComboReducedAttention`]).
@@ -102,10 +113,7 @@ def build_backbone(config: ComboConfig) -> Any:
     PVTv2: layer norms inside attention and patch embedding have eps 1e-5 in the original (1e-6 elsewhere);
     transformers uses one value. ResNet: batch norm is frozen, so its affine parameters are not trained.
     """
-    if isinstance(config.backbone_config, EfficientNetLiteConfig):
-        backbone: nn.Module = ComboEfficientNetLite(config.backbone_config)
-    else:
-        backbone = AutoBackbone.from_config(config.backbone_config)
+    backbone = _plain_backbone(config.backbone_config)
     if config.backbone_config.model_type == "pvt_v2":
         for name, module in backbone.named_modules():
             if name.endswith(("patch_embedding.layer_norm", "attention.layer_norm")):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from combo_hf.configuration_combo import SUBSETS, ComboConfig, preset_names
+from combo_hf.configuration_combo import OWN_PRESETS, SUBSETS, ComboConfig, preset_names
 from combo_hf.conversion.files import read_state_dict
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
@@ -164,8 +164,8 @@ def convert_official_checkpoint(
     Raises:
         ValueError: unknown preset, a file that is truncated or foreign, or weights of another configuration.
     """
-    if preset == "tiny" or preset not in preset_names():
-        known = ", ".join(name for name in preset_names() if name != "tiny")
+    if preset in OWN_PRESETS or preset not in preset_names():
+        known = ", ".join(name for name in preset_names() if name not in OWN_PRESETS)
         raise ValueError(f"no official checkpoint has preset {preset!r}; known: {known}.")
     tensors = read_state_dict(source)
     check_preset(tensors, preset)

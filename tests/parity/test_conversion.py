@@ -15,7 +15,7 @@ import torch
 from goldens import PRESETS, Goldens
 
 from combo_hf import ComboProcessor, cli
-from combo_hf.configuration_combo import ComboConfig, preset_names
+from combo_hf.configuration_combo import OWN_PRESETS, ComboConfig, preset_names
 from combo_hf.conversion.files import read_state_dict
 from combo_hf.conversion.official import (
     DROPPED,
@@ -30,7 +30,7 @@ from combo_hf.conversion.saving import save_converted
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
-OFFICIAL = [name for name in preset_names() if name != "tiny"]
+OFFICIAL = [name for name in preset_names() if name not in OWN_PRESETS]
 # as trained: the released AVSS/R50 test configuration ("avss_r50") leaves the fusion out
 CONFIGS = {preset: config for config, preset in PRESETS.items() if config != "avss_r50"}
 PARTS = {  # part of the manifests -> prefix of ours

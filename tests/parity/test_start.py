@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from combo_hf.configuration_combo import BACKBONES, ComboConfig, preset_names
+from combo_hf.configuration_combo import BACKBONES, OWN_PRESETS, ComboConfig, preset_names
 from combo_hf.conversion.official import RULES, cut, rename
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
@@ -22,7 +22,7 @@ def fresh(preset: str) -> ComboForAudioVisualSegmentation:
     """As the preset, but for the depth of what comes from files."""
     torch.manual_seed(0)
     overrides = {}
-    if preset != "tiny":
+    if preset not in OWN_PRESETS:
         backbone = preset.rpartition("-")[0]
         overrides["backbone_config"] = {**BACKBONES[backbone], **SHALLOW[backbone]}
         overrides["audio_config"] = {"hidden_sizes": [8]}

@@ -1,7 +1,7 @@
 """Does a checkpoint listen? The same pictures under their own sound, in silence and under the sound of something else.
 
-    python tests/programs/listening.py --model CHECKPOINT --parts PARTS                  # composed of a folder of parts
-    python tests/programs/listening.py --model CHECKPOINT --rows FOLDER --subset avss    # rows of a data set
+    python tests/programs/listening.py --model CHECKPOINT --parts PARTS                 # composed of a folder of parts
+    python tests/programs/listening.py --model CHECKPOINT --rows FOLDER --subset avss   # rows of a data set
 
 Prints, for all and for each class: M_J and M_F under the right sound, the share of the picture that is lit under
 another sound and in silence, and of composed clips the share of the silent objects' pixels that is lit under the right

@@ -5,14 +5,14 @@ import itertools
 import pytest
 import torch
 
-from combo_hf.configuration_combo import ComboConfig, preset_names
+from combo_hf.configuration_combo import OWN_PRESETS, ComboConfig, preset_names
 from combo_hf.loss_combo import LOSS_KINDS, frame_distances, neighbours
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.modeling_combo_decoder import spread_audio, visible_tokens
 from combo_hf.modeling_combo_pixel_decoder import sine_position_embedding
 
 
-FULL_PRESETS = [name for name in preset_names() if name != "tiny"]
+FULL_PRESETS = [name for name in preset_names() if name not in OWN_PRESETS]
 # MS3 has the configuration of S4, field by field (see below): what S4's computes, MS3's does.
 DISTINCT_PRESETS = [name for name in FULL_PRESETS if not name.endswith("-ms3")]
 
