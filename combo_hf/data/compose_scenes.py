@@ -201,13 +201,14 @@ def cover(
     motion: float,
     number: int,
     rng: np.random.Generator,
+    zoom: tuple[float, float] = ZOOM,
 ) -> Layer:
     """A photograph that fills a region at all times, placed so that its object is well in sight."""
     if rng.random() < 0.5:
         picture = picture.flipped()
     best, most = None, -1.0
     for _ in range(PLACEMENTS):
-        path = _covering_path(picture.image.size, region, seconds, motion, rng)
+        path = _covering_path(picture.image.size, region, seconds, motion, rng, zoom)
         seen = 1.0 if picture.mask is None else min(_seen(picture, path, region, time) for time in (0.0, seconds))
         if seen > most:
             best, most = path, seen
@@ -246,12 +247,17 @@ def grade(scene: Scene, strength: float, rng: np.random.Generator) -> Scene:
 
 
 def _covering_path(
-    size: tuple[int, int], region: Sequence[float], seconds: float, motion: float, rng: np.random.Generator
+    size: tuple[int, int],
+    region: Sequence[float],
+    seconds: float,
+    motion: float,
+    rng: np.random.Generator,
+    limits: tuple[float, float],
 ) -> Path2D:
     sides = np.array([region[2] - region[0], region[3] - region[1]])
     sway = motion * SWAY * rng.random()
     least = np.log(((sides + 2 * sway) / size).max())  # units per pixel
-    zoom = rng.uniform(*np.log(ZOOM))
+    zoom = rng.uniform(*np.log(limits))
     zooms = np.maximum(0, zoom + motion * ZOOM_DRIFT * rng.uniform(-1, 1) * np.array([-0.5, 0.5]))
     at = rng.uniform(-1, 1, 2)
     drift = motion * DRIFT * rng.uniform(-1, 1, 2)
