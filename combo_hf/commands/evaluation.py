@@ -77,6 +77,7 @@ def register(commands: Any) -> None:
     command.add_argument("--num-processes", type=positive, default=1, help="processes that share the work, default 1")
     command.add_argument("--limit", type=positive, help="only the first so many videos")
     command.add_argument("--silence-audio", action="store_true", help="ablation: silence in place of the sound")
+    command.add_argument("--other-audio", action="store_true", help="ablation: each clip with another clip's sound")
     command.add_argument("--blank-maskige", action="store_true", help="ablation: black Maskiges")
     command.add_argument("--sheet", type=int, default=4, help="so many best and worst videos are drawn, default 4")
     command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")

@@ -23,6 +23,8 @@ class EvaluationOptions:
         batch_size: clips that go through the model together.
         limit: only the first so many videos.
         silence_audio: every log-mel is that of silence, to measure what the sound contributes.
+        other_audio: every clip has another clip's sound, where there is one of another category: a model that listens
+            scores less.
         blank_maskige: every Maskige is black, to measure what the Maskiges contribute.
         num_workers: processes that read and prepare clips while the model computes.
         sheet: so many best and so many worst videos are drawn; 0: no picture.
@@ -38,6 +40,7 @@ class EvaluationOptions:
     batch_size: int = 1
     limit: int | None = None
     silence_audio: bool = False
+    other_audio: bool = False
     blank_maskige: bool = False
     num_workers: int = 0
     sheet: int = 4
@@ -46,6 +49,8 @@ class EvaluationOptions:
         check_protocol(self.protocol)
         if self.scores not in KINDS:
             raise ValueError(f"scores: wanted one of {list(KINDS)}, got {self.scores!r}.")
+        if self.silence_audio and self.other_audio:
+            raise ValueError("silence_audio and other_audio exclude each other; choose one.")
         for name, least in (("batch_size", 1), ("limit", 1), ("num_workers", 0), ("sheet", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

@@ -35,6 +35,7 @@ from combo_hf.evaluation.files import (
     write_settings,
 )
 from combo_hf.evaluation.options import EvaluationOptions
+from combo_hf.evaluation.other_sounds import RowsWithOtherSounds
 from combo_hf.evaluation.scores import predict_class_maps, sounding_scores, truth_of
 from combo_hf.files.atomic import write_text
 from combo_hf.files.environment import fingerprint_weights, package_versions, resolve_device, useful_workers
@@ -157,7 +158,11 @@ def prepare_evaluation(
     _check_ids(ids)
     if options.scores == "semantic":
         _check_labels(labels, categories)
-    clips = _clips(rows, network, folder, options)
+    # class ids that "sounding or not" takes: all, if rows say which subset they are of and so what 255 means
+    most_labels = 255 if "subset" in rows.features else 2
+    if options.other_audio:
+        rows = RowsWithOtherSounds(rows, categories)
+    clips = _clips(rows, most_labels, network, folder, options)
     settings = {
         "version": VERSION,
         "model": str(model),
@@ -172,6 +177,7 @@ def prepare_evaluation(
         "background_weight": network.config.background_weight,
         "batch_size": options.batch_size,
         "silence_audio": options.silence_audio,
+        "other_audio": options.other_audio,
         "blank_maskige": options.blank_maskige,
         "device": torch.device(device).type,
     }
@@ -331,7 +337,9 @@ def _check_labels(labels: list[str], categories: list[str]) -> None:
         )
 
 
-def _clips(rows: Any, network: torch.nn.Module, folder: str, options: EvaluationOptions) -> PreparedClips:
+def _clips(
+    rows: Any, most_labels: int, network: torch.nn.Module, folder: str, options: EvaluationOptions
+) -> PreparedClips:
     from combo_hf.data.loading import AvsbenchClips
     from combo_hf.processing_combo import ComboProcessor
 
@@ -347,17 +355,12 @@ def _clips(rows: Any, network: torch.nn.Module, folder: str, options: Evaluation
     clips = AvsbenchClips(
         rows,
         image_size=config.image_size,
-        num_labels=config.num_labels if options.scores == "semantic" else _most_labels(rows),
+        num_labels=config.num_labels if options.scores == "semantic" else most_labels,
         use_maskige=use_maskige,
         proposal_generator=generator,
         silence_audio=options.silence_audio,
     )
     return PreparedClips(clips, config.use_maskige and options.blank_maskige)
-
-
-def _most_labels(rows: Any) -> int:
-    """Class ids that "sounding or not" takes: all, if rows say which subset they are of and so what 255 means."""
-    return 255 if "subset" in rows.features else 2
 
 
 @contextmanager

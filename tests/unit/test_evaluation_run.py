@@ -13,6 +13,7 @@ from combo_hf.evaluation import processes
 from combo_hf.evaluation import report as evaluation_report
 from combo_hf.evaluation import run as evaluation_run
 from combo_hf.evaluation.files import check_settings, collect_lines, part_file, read_lines, write_settings
+from combo_hf.evaluation.other_sounds import other_clips
 from combo_hf.evaluation.run import EvaluationOptions, evaluate_dataset, prepare_evaluation
 from combo_hf.evaluation.scores import iter_class_maps, sounding_scores
 from combo_hf.metrics import SemanticScores, f_measure, jaccard
@@ -153,8 +154,32 @@ def test_ablations_take_something_away(folders: Path, whole, tmp_path: Path):
     full = json.loads((whole["ms3"] / "results.json").read_text())["scores"]
     silent = run(folders, tmp_path / "silent", silence_audio=True)["scores"]
     blank = run(folders, tmp_path / "blank", blank_maskige=True)["scores"]
+    other = run(folders, tmp_path / "other", other_audio=True)["scores"]
     assert silent["M_J"] < full["M_J"] and blank["M_J"] != full["M_J"]
+    assert other["M_J"] < full["M_J"] and other["M_J"] != silent["M_J"]
     assert run(folders, tmp_path / "two", limit=2)["scores"]["num_videos"] == 2
+
+
+@pytest.mark.parametrize(
+    ("categories", "partners"),
+    [
+        (["", ""], [1, 0]),
+        (["a", "b", "a", "b"], [3, 0, 1, 2]),  # not half way, where it is the same
+        (["a,b", "b", "c", "d"], [2, 3, 0, 1]),
+        (["a", "a", "a"], [1, 2, 0]),
+    ],
+)
+def test_borrowed_sounds_are_of_another_category_where_there_is_one(categories, partners):
+    assert other_clips(categories) == partners
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"silence_audio": True, "other_audio": True}, "exclude"), ({"other_audio": True, "limit": 1}, "two")],
+)
+def test_impossible_ablations(folders: Path, tmp_path: Path, options: dict, words: str):
+    with pytest.raises(ValueError, match=words):
+        run(folders, tmp_path, **options)
 
 
 def test_classes_of_sounding_or_not_data_are_scored_on_request(folders: Path, tmp_path: Path):
