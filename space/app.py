@@ -11,8 +11,8 @@ import logging
 import os
 import queue
 import shutil
+import signal
 import sys
-import tempfile
 import threading
 import weakref
 import zipfile
@@ -25,7 +25,6 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 # Gradio would put a table of all earlier requests together after every one (pandas, for a page nobody opens).
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
-os.environ.setdefault("COMBO_PUBLIC_ADDRESSES_ONLY", "1")  # visitors must not reach what only this machine can
 
 try:
     import combo_hf
@@ -34,7 +33,8 @@ except ModuleNotFoundError:  # a bare clone
     import combo_hf
 
 import gradio as gr
-from limits import Limits, limit_addresses, plain, proposal_sources
+from housekeeping import Storage, temporary_folder
+from limits import Limits, plain, proposal_sources, refuse_addresses
 from PIL import Image
 
 from combo_hf.cli import run_script
@@ -47,9 +47,8 @@ from combo_hf.results.pictures import draw_timeline
 SUPERPIXELS = "superpixels"
 EVERYTHING_AT = 12  # frames of the gallery, evenly spread
 MAX_FPS = 5
-KEEP_FILES_S = 3600
 KEEP_MASKS = 1000  # frames whose masks stay in the cache: at most about 300 MB
-KEPT_VISITORS = 256  # of whom gradio remembers the state of the page, about 0.1 MB each; its default is 10000
+KEPT_VISITORS = 64  # of whom gradio remembers the state of the page, about 0.2 MB each; its default is 10000
 LOOK_S = 1.0  # how often it is looked whether the visitor is still there
 LOG = logging.getLogger("combo_space")
 WORKER = "combo-segment"
@@ -151,7 +150,7 @@ class Segmenter:
             model = {"name": name, "model": self.proposals[name]}
             try:
                 if self._cache is None:
-                    self._cache = tempfile.mkdtemp(prefix="combo-masks-")
+                    self._cache = str(temporary_folder())
                     weakref.finalize(self, shutil.rmtree, self._cache, ignore_errors=True)
                 self._generators[name] = get_proposal_generator(
                     {"name": "cached", "generator": model, "folder": str(self._cache), "max_entries": KEEP_MASKS}
@@ -174,7 +173,7 @@ class Segmenter:
         path = self.check(video, proposals, fps, classes)
         progress(0, desc="Reading the video")
         done: queue.Queue[tuple[str, Any]] = queue.Queue()
-        stop, folder = threading.Event(), Path(tempfile.mkdtemp(prefix="combo-result-"))
+        stop, folder = threading.Event(), temporary_folder()
 
         def check(*counts: Any) -> None:
             if stop.is_set():
@@ -217,7 +216,7 @@ class Segmenter:
     ) -> tuple[Any, ...]:
         """The five outputs for gradio's cache of examples, which copies files only after a generator has ended: these
         stay until the page ends."""
-        path, folder = self.check(video, proposals, fps, classes), Path(tempfile.mkdtemp(prefix="combo-result-"))
+        path, folder = self.check(video, proposals, fps, classes), temporary_folder()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
         def show(*counts: Any) -> None:
@@ -250,7 +249,9 @@ class Segmenter:
 
 
 def build_demo(
-    pipe: Any = None, proposals: Mapping[str, str] | None = None, limits: Limits | None = None
+    pipe: Any = None,
+    proposals: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
 ) -> gr.Blocks:
     """The page.
 
@@ -260,15 +261,16 @@ def build_demo(
     """
     proposals = proposal_sources(os.environ.get("COMBO_PROPOSALS", "")) if proposals is None else proposals
     limits = Limits.from_environment() if limits is None else limits
+    refuse_addresses()
+    storage = Storage(limits.keep)  # before any component is made
     pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))
     bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.BUNDLED_MODEL
-    with gr.Blocks(title=TITLE, delete_cache=(600, KEEP_FILES_S), analytics_enabled=False) as demo:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
         gr.Markdown(_introduction(limits, bundled))
         with gr.Row():
             with gr.Column(min_width=300):
                 video = gr.Video(label="Video with sound", sources=["upload", "webcam"], elem_id="video")
-                limit_addresses(video, limits)
                 generator = gr.Dropdown(
                     [SUPERPIXELS, *proposals], value=SUPERPIXELS, label="Proposal model (Maskige)", elem_id="proposals"
                 )
@@ -302,6 +304,7 @@ def build_demo(
                 [[str(combo_hf.ASSETS / "demo_clip.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.example,
                 cache_examples=True, cache_mode="lazy", label="A synthetic clip", api_name=False)  # fmt: skip
     demo.queue(max_size=limits.queue)
+    demo.combo_storage = storage
     demo.combo_launch = {
         "max_file_size": f"{limits.megabytes}mb",
         "ssr_mode": False,
@@ -322,13 +325,17 @@ def _introduction(limits: Limits, bundled: bool) -> str:
         f"# {TITLE}\nEvery object that sounds is coloured, second by second; silent ones are left alone "
         "([COMBO](https://arxiv.org/abs/2312.06462), CVPR 2024). "
         f"Videos of at most {limits.seconds} seconds and {limits.megabytes} MB, one at a time, up to {limits.queue} "
-        "waiting. Files are deleted after about an hour."
+        f"waiting. Files are deleted after about {_duration(limits.keep)}."
     )
     if bundled:
         text += (
             "\n\n**The bundled weights know only synthetic scenes:** try the example. They do not segment real videos."
         )
     return text
+
+
+def _duration(seconds: int) -> str:
+    return f"{round(seconds / 60)} minutes" if seconds >= 120 else f"{seconds} seconds"
 
 
 def _text(found: Any, path: Path) -> str:
@@ -368,6 +375,7 @@ def _zip(source: Path, target: Path) -> Path:
 
 def main() -> None:
     """Run the page. Visitors see the messages of `gr.Error`, and of no other error."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # files go then, too
     launch(build_demo(), server_name=os.environ.get("GRADIO_SERVER_NAME"))
 
 

@@ -1,4 +1,4 @@
-"""What visitors may ask for, addresses in place of uploads, and messages without names of files here.
+"""What visitors may ask for, and messages without names of files here.
 
 Belongs to app.py, beside which it must lie.
 """
@@ -6,23 +6,13 @@ Belongs to app.py, beside which it must lie.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from anyio.to_thread import run_sync
-
-from combo_hf.files.download import DownloadError, download
-from combo_hf.media_combo_source import address_name
-
-
-DOWNLOAD_S = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,23 +24,25 @@ class Limits:
         megabytes: largest upload.
         pixels: largest picture, width x height.
         queue: visitors waiting.
+        keep: seconds after which the files of a visitor go.
     """
 
     seconds: int = 60
     megabytes: int = 50
     pixels: int = 1920 * 1088
     queue: int = 64
+    keep: int = 3600
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Limits:
-        """`COMBO_MAX_SECONDS`, `COMBO_MAX_MEGABYTES` and `COMBO_MAX_QUEUE`.
+        """`COMBO_MAX_SECONDS`, `COMBO_MAX_MEGABYTES`, `COMBO_MAX_QUEUE` and `COMBO_KEEP_SECONDS`.
 
         Raises:
             ValueError: not a whole number above 0.
         """
         values = {}
-        for field in ("seconds", "megabytes", "queue"):
-            name = f"COMBO_MAX_{field.upper()}"
+        for field in ("seconds", "megabytes", "queue", "keep"):
+            name = "COMBO_KEEP_SECONDS" if field == "keep" else f"COMBO_MAX_{field.upper()}"
             if name in environment:
                 if not environment[name].isdigit() or int(environment[name]) < 1:
                     raise ValueError(f"{name}: wanted a whole number above 0, got {environment[name]!r}.")
@@ -78,31 +70,18 @@ def proposal_sources(text: str) -> dict[str, str]:
     return sources
 
 
-def limit_addresses(component: gr.Video, limits: Limits) -> None:
-    """API clients may name an address in place of a file; gradio would fetch it whole, whatever its size."""
-    move = component.async_move_resource_to_block_cache
+def refuse_addresses() -> None:
+    """Let no component fetch anything.
 
-    async def fetch(source: Any) -> str | None:
-        if not str(source).lower().startswith(("http://", "https://")):
-            return await move(source)
-        name = address_name(str(source))
-        folder = tempfile.mkdtemp(prefix="address-", dir=_folder(component.GRADIO_CACHE))
-        path = os.path.join(folder, name)
-        limit = int(limits.megabytes * 1e6)
-        try:
-            await run_sync(functools.partial(download, str(source), path, name, limit, DOWNLOAD_S))
-        except DownloadError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise gr.Error(plain(error, Path(path)), print_exception=False) from None
-        component.temp_files.add(path)
-        return path
+    API clients may name an address in place of a file, in any input; gradio would load it whole into memory, whatever
+    its size.
+    """
 
-    component.async_move_resource_to_block_cache = fetch
+    async def refuse(url: str, cache_dir: str) -> str:
+        raise gr.Error("Addresses are not fetched here; upload the file.", print_exception=False)
 
-
-def _folder(path: str) -> str:
-    os.makedirs(path, exist_ok=True)
-    return path
+    # the one function through which gradio's components fetch
+    gr.processing_utils.async_ssrf_protected_download = refuse
 
 
 def plain(error: Any, path: Path) -> str:

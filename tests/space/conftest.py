@@ -57,7 +57,10 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
                     [sys.executable, str(APP)], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
                 )
             pages[key] = process, _address(process, log)
+            start.folders[pages[key][1]] = folder
         return pages[key][1]
+
+    start.folders = {}  # address -> the folder that everything of a page is in
 
     yield start
     for process, _ in pages.values():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -118,7 +120,7 @@ def test_files_of_earlier_visitors_are_not_written_again(connect, tmp_path, tmp_
     """Equal results share a file, which somebody may just be downloading."""
     film = str(make_film(tmp_path / "a.mp4", width=72, seconds=2))
     segment(connect(), film)
-    kept = [path for path in tmp_path_factory.getbasetemp().glob("page*/files/*/*") if path.suffix == ".png"]
+    kept = [path for path in tmp_path_factory.getbasetemp().glob("page*/files/.page-*/*/*") if path.suffix == ".png"]
     assert len(kept) >= 1 + 4 * 2
     for path in kept:
         path.write_bytes(b"as it was")
@@ -292,12 +294,18 @@ def test_twenty_users_at_once(connect, tmp_path):
         assert list(users.map(use, films)) == [(width, width, True) for width in films]
 
 
-def test_the_example(serve, tmp_path):
-    """What the bundled weights know: pressed twice, the second time it comes from gradio's cache."""
-    httpx = pytest.importorskip("httpx")
+def load_program():
+    """tests/programs/space_load.py as a module."""
     spec = importlib.util.spec_from_file_location("space_load", ROOT / "tests" / "programs" / "space_load.py")
     load = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(load)
+    return load
+
+
+def test_the_example(serve, tmp_path):
+    """What the bundled weights know: pressed twice, the second time it comes from gradio's cache."""
+    httpx = pytest.importorskip("httpx")
+    load = load_program()
     address = serve()
     config = httpx.get(f"{address}/config").json()
     dataset = next(part["id"] for part in config["components"] if part["type"] == "dataset")
@@ -365,49 +373,122 @@ def test_files_of_the_space_fit_the_package():
     assert f"sdk_version: {major}." in front and "app_file: app.py" in front
 
 
-@pytest.mark.parametrize(
-    ("place", "message"),
-    [
-        ("http://127.0.0.1:1/film.mp4", "local network"),
-        ("http://localhost:1/film.mp4", "local network|failed"),
-        ("http://169.254.169.254/latest/meta-data", "local network"),
-        ("http://[::1]:1/film.mp4", "local network"),
-        ("file:///etc/hostname", "."),
-        ("ftp://127.0.0.1/film.mp4", "."),
-        ("/etc/hostname", "."),
-        ("../../../../../etc/hostname", "."),
-    ],
-)
-def test_places_that_are_not_the_visitors(connect, place, message):
-    """What a client that does not upload may name in place of a file."""
+PLACES = {
+    "http://127.0.0.1:1/video.mp4": "Addresses are not fetched here",
+    "https://host.example/video.mp4": "Addresses are not fetched here",
+    "http://[::1]:1/video.mp4": "Addresses are not fetched here",
+    "file:///etc/hostname": ".",
+    "ftp://127.0.0.1/video.mp4": ".",
+    "/etc/hostname": ".",
+    "../../../../../etc/hostname": ".",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["video", "proposals", "fps", "classes"])
+def test_places_that_are_not_the_visitors(connect, name, place):
+    """What a client that does not upload may name in place of a file, in any input."""
     client = connect(COMBO_MAX_SECONDS="2", COMBO_MAX_MEGABYTES="2")
     for data in ({"path": place}, {"path": place, "url": place}):
-        with pytest.raises(Exception, match=message) as caught:
-            client.predict({"video": {**data, "meta": {"_type": "gradio.FileData"}}, "subtitles": None},
-                           proposals="superpixels", fps=1, classes=[], api_name="/segment")  # fmt: skip
+        file = {**data, "meta": {"_type": "gradio.FileData"}}
+        values = {"video": None, "proposals": "superpixels", "fps": 1, "classes": []}
+        values[name] = {"video": file, "subtitles": None} if name == "video" else file
+        with pytest.raises(Exception, match=PLACES[place]) as caught:
+            client.predict(**values, api_name="/segment")
         assert "root:" not in str(caught.value)
 
 
-def test_addresses_of_films_are_fetched_within_limits(app, tmp_path, monkeypatch):
-    import asyncio
-
-    import limits
-
-    component = app.gr.Video()
-    monkeypatch.setattr(component, "GRADIO_CACHE", str(tmp_path / "files"))
-    limits.limit_addresses(component, limits.Limits(megabytes=2))
+def test_no_input_is_fetched(serve, tiny_folder):
+    """Also not by the hidden function behind the example, and not after the page's components were updated."""
+    httpx = pytest.importorskip("httpx")
     asked = []
 
-    def fetch(url, path, name, limit, seconds):
-        asked.append((url, name, limit, seconds))
-        if "large" in url:
-            raise limits.DownloadError(f"{name}: a download is limited to 2 MiB; it is larger.")
-        Path(path).write_bytes(b"film")
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
 
-    monkeypatch.setattr(limits, "download", fetch)
-    found = asyncio.run(component.async_move_resource_to_block_cache("https://host.test/a.mp4?key=1"))
-    assert Path(found).read_bytes() == b"film" and found in component.temp_files
-    assert asked == [("https://host.test/a.mp4?key=1", "a.mp4", 2_000_000, limits.DOWNLOAD_S)]
-    with pytest.raises(app.gr.Error, match="The video: a download is limited"):
-        asyncio.run(component.async_move_resource_to_block_cache("https://host.test/large.mp4"))
-    assert len(list((tmp_path / "files").iterdir())) == 1
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_address[1]}/video.mp4"
+        address = serve()
+        load = load_program()
+        file = {"path": place, "url": place, "meta": {"_type": "gradio.FileData"}}
+        ends = {"process_completed", "unexpected_error", "close_stream"}
+        functions = [part for part in httpx.get(f"{address}/config").json()["dependencies"] if part["backend_fn"]]
+        for part in functions:
+            with load.Visitor(SimpleNamespace(address=address)) as visitor:
+                body = {"data": [file] * len(part["inputs"]), "fn_index": part["id"], "session_hash": visitor.session}
+                if visitor.client.post("/queue/join", json=body).is_success:
+                    next(message for message in visitor.messages() if message["msg"] in ends)
+        server.shutdown()
+    assert len(functions) >= 3 and asked == []
+
+
+def files_below(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file() and "examples" not in path.parts)
+
+
+def until(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return condition()
+
+
+def cut_upload(address):
+    """A connection that ends in the middle of an upload."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: page\r\nContent-Length: 9000000\r\n"
+        head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        head += b'Content-Disposition: form-data; name="files"; filename="a.mp4"\r\n\r\n'
+        connection.sendall(head + b"x" * 3_000_000)
+
+
+def test_nothing_of_a_visitor_stays(serve, tmp_path, tiny_folder, tmp_path_factory):
+    """Uploads, cut uploads, results and pictures go with their time, also after other updates of the same session."""
+    gradio_client = pytest.importorskip("gradio_client")
+    address = serve(COMBO_MODEL=str(tiny_folder), COMBO_KEEP_SECONDS="4")
+    folder = serve.folders[address]
+    client = gradio_client.Client(address, verbose=False, download_files=str(tmp_path / "mine"))
+    segment(client, str(make_film(tmp_path / "one.mp4", width=64)))
+    segment(client, str(make_film(tmp_path / "two.mp4", width=72)))
+    cut_upload(address)
+    assert len(files_below(folder)) > 10
+    assert until(lambda: [path for path in files_below(folder) if path.name != "log.txt"] == []), files_below(folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kills a process")
+def test_a_start_removes_what_a_killed_page_left(app, tmp_path):
+    """Folders of processes that run stay."""
+    program = (
+        "import sys, time; sys.path[:0] = sys.argv[1:3]; from housekeeping import Storage, temporary_folder;"
+        "s = Storage(3600, sys.argv[3]); (s.folder / 'a.mp4').write_bytes(b'x'); (temporary_folder() / 'b').touch();"
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    places = [str(ROOT / "space"), str(ROOT), str(tmp_path / "files")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    pages = [
+        subprocess.Popen([sys.executable, "-c", program, *places], stdout=subprocess.PIPE, env=environment, text=True)
+        for _ in range(2)
+    ]
+    try:
+        assert [page.stdout.readline() for page in pages] == ["ready\n"] * 2
+        assert len(files_below(tmp_path)) == 4
+        pages[0].kill()
+        pages[0].wait()
+        pages.append(
+            subprocess.Popen(
+                [sys.executable, "-c", program, *places], stdout=subprocess.PIPE, env=environment, text=True
+            )
+        )
+        assert pages[-1].stdout.readline() == "ready\n"
+        left = {path.relative_to(tmp_path).parts[-2].split("-")[2] for path in files_below(tmp_path)}
+        assert left == {str(pages[1].pid), str(pages[2].pid)}
+    finally:
+        for page in pages:
+            page.kill()
+            page.wait()
+            page.stdout.close()

@@ -1,0 +1,79 @@
+"""Where the files of visitors lie, and when they go.
+
+Gradio deletes only the files that its components remember; after a session has been updated, a connection has been cut
+or a process has been killed, nobody remembers them. So uploads (whole or cut), results and pictures lie in one folder
+of this process, where everything older than the stated time is removed, whoever made it; and a start removes the
+folders of processes that no longer run.
+
+Belongs to app.py, beside which it must lie.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from combo_hf.files.atomic import owned_prefix, remove_leftovers
+
+
+PREFIX = ".page"  # of the folders' names: `.page-MACHINE-PROCESS-...`
+
+
+class Storage:
+    """A folder for what visitors bring and get; made at once, gone with the process.
+
+    Args:
+        seconds: after which a file that nobody has written to goes.
+        parent: default `GRADIO_TEMP_DIR`, else a folder in that of temporary files.
+
+    Attributes:
+        folder: for gradio, as its `GRADIO_TEMP_DIR`; components read that when they are made.
+    """
+
+    def __init__(self, seconds: float, parent: str | os.PathLike[str] | None = None) -> None:
+        self.seconds = seconds
+        chosen = parent or os.environ.get("GRADIO_TEMP_DIR") or Path(tempfile.gettempdir()) / "gradio"
+        for place in (Path(chosen), Path(tempfile.gettempdir())):
+            place.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(place, PREFIX)
+        self.folder = Path(tempfile.mkdtemp(prefix=owned_prefix(PREFIX), dir=chosen)).resolve()
+        os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
+        atexit.register(self.close)
+        self._closed = threading.Event()
+        threading.Thread(target=self._sweep_often, name="combo-housekeeping", daemon=True).start()
+
+    def sweep(self) -> int:
+        """Remove what is too old, and folders that have become empty; returns the number of files removed."""
+        removed, oldest = 0, time.time() - self.seconds
+        for folder, _, names in os.walk(self.folder, topdown=False):
+            for path in (Path(folder, name) for name in names):
+                with suppress(OSError):  # just being replaced
+                    facts = path.lstat()
+                    if max(facts.st_mtime, facts.st_ctime) < oldest:
+                        path.unlink()
+                        removed += 1
+            if Path(folder) != self.folder:
+                with suppress(OSError):  # not empty
+                    if Path(folder).lstat().st_mtime < oldest:
+                        os.rmdir(folder)
+        return removed
+
+    def close(self) -> None:
+        """Remove everything."""
+        self._closed.set()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _sweep_often(self) -> None:
+        while not self._closed.wait(min(600, self.seconds / 4)):
+            self.sweep()
+
+
+def temporary_folder() -> Path:
+    """For the work on one video; who makes it removes it, and after a crash the next start does."""
+    return Path(tempfile.mkdtemp(prefix=owned_prefix(PREFIX)))
