@@ -216,7 +216,7 @@ def _bytes(parameters: Iterable[torch.Tensor]) -> int:
 @contextmanager
 def checkpointed(model: ComboForAudioVisualSegmentation) -> Iterator[None]:
     """Gradient checkpointing as recipes switch it on, and off again."""
-    from combo_hf.training.memory import enable_gradient_checkpointing
+    from combo_hf.training.engine import enable_gradient_checkpointing
 
     enable_gradient_checkpointing(model)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,11 @@ def device(text: str) -> str:
     return text
 
 
+def is_first() -> bool:
+    """Of several processes (torchrun sets their numbers) one speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def named(source: Any, loading: bool = False) -> Iterator[None]:
     """Put the name of the file in front of what went wrong with it.
@@ -98,17 +104,3 @@ def reason(error: Exception) -> str:
         found = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", text, re.MULTILINE)
         text = found[-1] if found else text
     return " ".join(text.split("\n")[0].split())
-
-
-@contextmanager
-def progress_bar(name: str, unit: str = "window") -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on a terminal, nothing where stderr is a file; yields `progress(done, total)`."""
-    from tqdm import tqdm
-
-    with tqdm(desc=name, unit=unit, disable=None, leave=False) as bar:
-
-        def progress(done: int, total: int | None) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield progress

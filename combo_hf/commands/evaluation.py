@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from combo_hf.commands.common import PROGRAM, add_command, device, positive, progress_bar
+from combo_hf.commands.common import PROGRAM, add_command, device, is_first, positive
+from combo_hf.files.progress import Progress
 
 
 SHOWN = ("M_J", "M_F", "miou", "fscore", "miou_present", "fscore_present", "miou_nobg", "fscore_nobg")
@@ -17,21 +18,22 @@ SHOWN = ("M_J", "M_F", "miou", "fscore", "miou_present", "fscore_present", "miou
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Evaluate a checkpoint by the subset's official metric; run it again to continue after an interruption."""
-    from combo_hf.evaluation.processes import run_evaluation_processes
-    from combo_hf.evaluation.run import EvaluationOptions, evaluate_dataset
+    from combo_hf.evaluation.prepare import EvaluationOptions
+    from combo_hf.evaluation.processes import evaluate_in_processes
+    from combo_hf.evaluation.run import evaluate_dataset
 
     options = EvaluationOptions(**{name: getattr(arguments, name) for name in EvaluationOptions.__dataclass_fields__})
     several = arguments.num_processes > 1
-    run = run_evaluation_processes(arguments.num_processes) if several else evaluate_dataset
+    run = partial(evaluate_in_processes, arguments.num_processes) if several else evaluate_dataset
     _quiet_datasets()
     places = (arguments.model, arguments.data, arguments.output)
     try:
-        with progress_bar("evaluation", "video") as progress:
+        with contextlib.closing(Progress("evaluation", "video", shown=is_first())) as progress:
             results = run(*places, options, arguments.device, progress=progress)
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; the same command continues in {arguments.output}", file=sys.stderr)
         return 130
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if is_first():
         _print_results(results, arguments.output, options.sheet)
     return 0
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from combo_hf.commands.common import PROGRAM, InputError, add_command, add_group, device, named, positive, progress_bar
+from combo_hf.commands.common import PROGRAM, InputError, add_command, add_group, device, named, positive
+from combo_hf.files.progress import Progress
 
 
 CONVERTERS = {
@@ -24,7 +25,7 @@ def maskige(arguments: argparse.Namespace) -> int:
     with named(arguments.model or arguments.generator, loading=True):
         generator = _generator(arguments)
     size = None if arguments.size is None else (arguments.size, arguments.size)
-    with named(arguments.source), progress_bar(Path(arguments.source).name, "clip") as progress:
+    with named(arguments.source), Progress(Path(arguments.source).name, "clip") as progress:
         report = pregenerate(
             arguments.source, generator, arguments.output, size=size, fps=arguments.fps, resume=arguments.resume,
             stable=arguments.stable_colors, num_shards=arguments.num_shards, shard_index=arguments.shard_index,

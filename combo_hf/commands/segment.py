@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from combo_hf.commands.common import PROGRAM, InputError, add_command, device, named, positive, progress_bar, reason
+from combo_hf.commands.common import PROGRAM, InputError, add_command, device, named, positive, reason
 from combo_hf.files.environment import package_versions
+from combo_hf.files.progress import Progress
 
 
 BUNDLED_NOTE = (
@@ -28,7 +29,7 @@ def demo(arguments: argparse.Namespace) -> None:
     if not clip.is_file():
         raise InputError(f"{clip.name}: the demo clip is missing from this installation; reinstall {PROGRAM}")
     pipe = load_pipeline(device=arguments.device)
-    with progress_bar(clip.name) as progress:
+    with Progress(clip.name, "window") as progress:
         prediction = predict_to_folder(pipe, clip, arguments.output, "demo", fps=5, sheet=True, progress=progress)
     print(f"What sounds when: {prediction.summary}")
     _print_files(prediction)
@@ -46,7 +47,7 @@ def predict(arguments: argparse.Namespace) -> int:
     failed = False
     for source, name in _unique_names(arguments.source):
         try:
-            with named(display_name(source)), progress_bar(name) as progress:
+            with named(display_name(source)), Progress(name, "window") as progress:
                 prediction = predict_to_folder(
                     pipe, source, arguments.output, name, progress=progress, fps=arguments.fps,
                     batch_size=arguments.batch_size, masks=arguments.masks, summary=arguments.json,

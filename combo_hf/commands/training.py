@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from combo_hf.commands.common import PROGRAM, add_command, named, reason
+from combo_hf.commands.common import PROGRAM, add_command, is_first, named, reason
+
+
+if TYPE_CHECKING:
+    from combo_hf.training import TrainingRecipe, TrainingResult
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -27,12 +30,12 @@ def train(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"{PROGRAM}: interrupted; --resume continues from the last state", file=sys.stderr)
         return 130
-    if os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+    if is_first():
         print(f"{result.step} steps, stopped by {result.stopped_by}; {summary(recipe, result)}in {arguments.output}")
     return 0
 
 
-def summary(recipe: Any, result: Any) -> str:
+def summary(recipe: TrainingRecipe, result: TrainingResult) -> str:
     """The best score and what it is of."""
     if result.best is None:
         return "checkpoint "

@@ -8,20 +8,20 @@ are there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from combo_hf.evaluation.scores import iter_class_maps, truth_of
+from combo_hf.evaluation.scores import ClipSet, iter_class_maps, truth_of
 from combo_hf.metrics import jaccard
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
 BACKGROUND_WEIGHTS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
 
 
 def calibrate_background(
-    model: torch.nn.Module, dataset: Any, batch_size: int = 8, progress: bool = False
+    model: ComboForAudioVisualSegmentation, dataset: ClipSet, batch_size: int = 8, progress: bool = False
 ) -> tuple[float, dict[float, float]]:
     """Find the weight of the background with the highest M_J ("sounding or not", whatever the number of classes).
 

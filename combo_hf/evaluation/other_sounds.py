@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-class RowsWithOtherSounds(Sequence):
+class RowsWithOtherSounds:
     """Rows of a data set, each with the sound of another one."""
 
     def __init__(self, rows: Any, categories: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from combo_hf.evaluation.prepare import Evaluation
 from combo_hf.evaluation.scores import predict_class_maps
 from combo_hf.files.atomic import replacing, write_text
 from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, overlay_on_grey
@@ -80,13 +81,13 @@ def write_tables(output: Path, table: Sequence[dict[str, Any]]) -> None:
     write_text(output / "per_class.md", "\n".join(lines) + "\n")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: float | int | str | None) -> str:
     if value is None:
         return "-"
     return f"{100 * value:.2f}" if isinstance(value, float) else str(value).replace("|", "/")
 
 
-def write_sheet(evaluation: Any, records: Sequence[dict[str, Any]], path: Path) -> Path:
+def write_sheet(evaluation: Evaluation, records: Sequence[dict[str, Any]], path: Path) -> Path:
     """Draw the best and the worst videos: frame, truth and prediction, at most five frames of each.
 
     Args:
@@ -118,7 +119,7 @@ def write_sheet(evaluation: Any, records: Sequence[dict[str, Any]], path: Path) 
     return path
 
 
-def _strip(evaluation: Any, index: int, record: dict[str, Any]) -> Image.Image:
+def _strip(evaluation: Evaluation, index: int, record: dict[str, Any]) -> Image.Image:
     """One video: three rows of pictures under its name, scores and classes."""
     example = evaluation.clips[index]
     (class_maps,) = predict_class_maps(evaluation.model, [example])
@@ -141,7 +142,7 @@ def _strip(evaluation: Any, index: int, record: dict[str, Any]) -> Image.Image:
 
 
 def _write_head(
-    draw: ImageDraw.ImageDraw, evaluation: Any, record: dict[str, Any], classes: np.ndarray, colors: np.ndarray
+    draw: ImageDraw.ImageDraw, evaluation: Evaluation, record: dict[str, Any], classes: np.ndarray, colors: np.ndarray
 ) -> None:
     scores = f"M_J {100 * record['M_J']:.1f}  M_F {100 * record['M_F']:.1f}"
     if evaluation.semantic:
@@ -162,7 +163,9 @@ def _chosen_frames(areas: np.ndarray) -> np.ndarray:
     return np.sort(np.argsort(-areas, kind="stable")[:MAX_COLUMNS])
 
 
-def _label_maps(evaluation: Any, class_maps: torch.Tensor, masks: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+def _label_maps(
+    evaluation: Evaluation, class_maps: torch.Tensor, masks: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     """Prediction and truth (A, H, W); without classes, sounding or not."""
     prediction, truth = class_maps.argmax(1).cpu().numpy(), masks.numpy()
     truth = np.where(truth == 255, 0, truth)

@@ -7,27 +7,39 @@ Class maps are the sum over queries of class probability (softmax, "no object" l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from combo_hf.data.collate import ClipExample, ComboCollator
+from combo_hf.files.progress import Progress
 from combo_hf.label_maps_combo import class_scores, input_size
-from combo_hf.metrics import SemanticScores, f_measure, jaccard
+from combo_hf.metrics import SemanticScores, VideoScores
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
 MODEL_INPUTS = ("pixel_values", "maskige_values", "input_features", "num_frames")
 
 
+class ClipSet(Protocol):
+    """Numbered clips: [`ClipTensors`] or [`AvsbenchClips`], for example."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> ClipExample: ...
+
+
 def evaluate_model(
-    model: torch.nn.Module, dataset: Any, batch_size: int = 8, binary: bool = True, progress: bool = False
+    model: ComboForAudioVisualSegmentation,
+    dataset: ClipSet,
+    batch_size: int = 8,
+    binary: bool = True,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Score a model at its input size.
 
     Args:
         model ([`ComboForAudioVisualSegmentation`]): on any device; left in the mode it was in.
-        dataset ([`ClipTensors`]): without augmentation; frames without annotation are not scored.
+        dataset ([`ClipSet`]): without augmentation; frames without annotation are not scored.
         batch_size (`int`): clips that go through the model together.
         binary (`bool`): M_J and M_F, "sounding or not", whatever the number of classes.
         progress (`bool`): show a bar.
@@ -39,50 +51,45 @@ def evaluate_model(
     Raises:
         ValueError: no annotated frame, batch_size below 1, or `binary=False` for a model of two classes.
     """
-    num_labels = model.config.num_labels
+    num_labels = len(label_names(model))
     if not binary and num_labels == 2:
         raise ValueError("a model of two classes has no semantic scores; leave binary=True.")
-    overlaps, f_scores = [], []
-    semantic = SemanticScores(num_labels) if num_labels > 2 else None
-    for class_maps, target in iter_class_maps(model, dataset, batch_size, progress):
-        if binary:
-            scores, truth = sounding_scores(class_maps), truth_of(target)
-            overlaps.append(jaccard(scores, truth))
-            f_scores.append(f_measure(scores, truth))
-        if semantic is not None:
-            semantic.update(class_maps.argmax(1), target)
-    if not (overlaps or (semantic is not None and semantic.num_frames)):
+    sounding, semantic = VideoScores(), SemanticScores(num_labels)
+    for index, (class_maps, target) in enumerate(iter_class_maps(model, dataset, batch_size, progress)):
+        sounding.update(str(index), sounding_scores(class_maps), truth_of(target))
+        semantic.update(class_maps.argmax(1), target)
+    if not len(sounding):
         raise ValueError("no frame of the data set is annotated.")
-    result = {"num_clips": len(dataset)}
+    result: dict[str, Any] = {"num_clips": len(dataset)}
     if binary:
-        result |= {"M_J": float(np.mean(overlaps)), "M_F": float(np.mean(f_scores))}
-    return result if semantic is None else result | semantic.compute()
+        scores = sounding.compute()
+        result |= {name: scores[name] for name in ("M_J", "M_F")}
+    return result if num_labels == 2 else result | semantic.compute()
 
 
 @torch.inference_mode()
 def iter_class_maps(
-    model: torch.nn.Module, dataset: Any, batch_size: int = 8, progress: bool = False
+    model: ComboForAudioVisualSegmentation, dataset: ClipSet, batch_size: int = 8, progress: bool = False
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Class maps (A, K, H, W) and target (A, H, W) of the A annotated frames of each clip, clip by clip."""
-    from tqdm import tqdm
-
     if batch_size < 1:
         raise ValueError(f"batch_size: wanted at least 1, got {batch_size}.")
     training = model.training
     model.eval()
     try:
-        starts = range(0, len(dataset), batch_size)
-        for first in tqdm(starts, desc="evaluation", unit="batch", leave=False, disable=not progress):
-            examples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
-            for example, class_maps in zip(examples, predict_class_maps(model, examples), strict=True):
-                if len(class_maps):
-                    yield class_maps, example.masks.to(class_maps.device)
+        with Progress("evaluation", "clip", len(dataset), shown=progress) as bar:
+            for first in range(0, len(dataset), batch_size):
+                examples = [dataset[index] for index in range(first, min(first + batch_size, len(dataset)))]
+                for example, class_maps in zip(examples, predict_class_maps(model, examples), strict=True):
+                    if len(class_maps):
+                        yield class_maps, example.masks.to(class_maps.device)
+                bar.advance(len(examples))
     finally:
         model.train(training)
 
 
 @torch.inference_mode()
-def predict_class_maps(model: torch.nn.Module, examples: Sequence[ClipExample]) -> list[torch.Tensor]:
+def predict_class_maps(model: ComboForAudioVisualSegmentation, examples: Sequence[ClipExample]) -> list[torch.Tensor]:
     """One pass through a model in evaluation mode: class maps (A, K, H, W) of the annotated frames of each clip.
 
     Raises:
@@ -94,8 +101,8 @@ def predict_class_maps(model: torch.nn.Module, examples: Sequence[ClipExample]) 
     counts = batch["num_frames"].tolist()
     predictions = zip(
         examples,
-        output.class_queries_logits.split(counts),
-        output.masks_queries_logits.split(counts),
+        output.class_queries_logits.split(counts),  # (T, Q, K + 1) each
+        output.masks_queries_logits.split(counts),  # (T, Q, h, w) each
         strict=True,
     )
     maps = []
@@ -114,11 +121,6 @@ def class_maps_of(class_logits: torch.Tensor, mask_logits: torch.Tensor) -> torc
     return maps
 
 
-def truth_of(target: torch.Tensor) -> torch.Tensor:
-    """Class ids -> bool, whether something sounds there; ignored pixels (255) count as background."""
-    return (target > 0) & (target != 255)
-
-
 def sounding_scores(class_maps: torch.Tensor) -> torch.Tensor:
     """Probability that something sounds: (A, K, H, W) -> (A, H, W).
 
@@ -127,3 +129,14 @@ def sounding_scores(class_maps: torch.Tensor) -> torch.Tensor:
     score above one half, because it adds up K - 1 classes. So the threshold 0.5 is the argmax for any K.
     """
     return (class_maps[:, 1:].amax(1) - class_maps[:, 0]).sigmoid()
+
+
+def truth_of(target: torch.Tensor) -> torch.Tensor:
+    """Class ids (A, H, W) -> bool (A, H, W): any class but the background; ignored pixels (255) are none."""
+    return (target > 0) & (target != 255)
+
+
+def label_names(model: ComboForAudioVisualSegmentation) -> list[str]:
+    """Names of the K classes, by id."""
+    names = model.config.id2label or {}
+    return [names[index] for index in range(len(names))]

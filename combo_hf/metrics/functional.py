@@ -5,12 +5,12 @@ on how videos are batched. The semantic scores (AVSS) are means over classes, of
 compared with each other (see [`SemanticScores`]). For whole data sets, and several processes, see [`VideoScores`].
 
 Pixels are counted where the tensors are, a GPU for example; what follows is integers and the arithmetic of
-`avs_segmentation/video_records.py`.
+`avs_segmentation/video_records.py`. There sums are rounded once (`math.fsum`), so that scores have the same bits
+whatever the order of the videos and the number of processes: `combo-hf evaluate` promises equal files for that.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,13 @@ from combo_hf.metrics.avs_segmentation.video_records import (
     Record,
     check_object,
     check_protocol,
-    class_scores,
+    class_areas,
     f_of_histograms,
     finish_object_record,
     finish_semantic_record,
     jaccard_of_counts,
-    summarize_classes,
+    scores_of_sums,
+    sum_classes,
     thresholds,
 )
 
@@ -47,7 +48,6 @@ __all__ = [
     "score_labels",
     "score_object",
 ]
-FIXED_POINT = 128  # bits behind the point of exact sums: every value >= 2^-75 is kept in full
 
 
 def jaccard(scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> float:
@@ -63,7 +63,8 @@ def jaccard(scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray
         ValueError: shapes that differ, no frames, scores outside [0, 1], targets other than 0 and 1.
     """
     probabilities, truth = _check_video(scores, target)
-    return jaccard_of_counts(*_areas_of_object(probabilities, truth), truth[0].numel())
+    overlap, predicted, true = _areas_of_object(probabilities, truth)
+    return jaccard_of_counts(overlap, predicted, true, truth[0].numel())
 
 
 def f_measure(scores: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> float:
@@ -141,15 +142,13 @@ class SemanticScores:
     def reset(self) -> SemanticScores:
         """Forget everything seen so far."""
         self.num_frames = 0
-        # "avsbench": sums of IoU and of F in fixed point, and number of frames; "dataset": intersection, predicted
-        # area, true area. Python integers know no overflow and no rounding.
-        self._sums = [[0] * self.num_labels for _ in range(3)]
+        self._areas: list[np.ndarray] = []  # (R, 6) each, see `class_areas`
         return self
 
     @property
     def sums(self) -> torch.Tensor:
         """float64 `(3, K)`: sums of IoU, of F, number of frames; or intersection, predicted area, true area."""
-        return torch.from_numpy(self._values())
+        return torch.from_numpy(self._sums())
 
     def update(self, prediction: torch.Tensor | np.ndarray, target: torch.Tensor | np.ndarray) -> SemanticScores:
         """Add frames; how they are cut into calls does not matter.
@@ -161,14 +160,9 @@ class SemanticScores:
         Raises:
             ValueError: shapes that differ, not integers, or ids that do not exist.
         """
-        overlap, predicted, valid, true = _label_areas(prediction, target, self.num_labels)
-        if self.protocol == "dataset":
-            totals = [area.sum(0).tolist() for area in (overlap, valid, true)]
-        else:
-            iou, f_score, seen = class_scores(overlap, predicted, true)
-            totals = [[sum(map(_fixed, column)) for column in values.T.tolist()] for values in (iou, f_score)]
-            totals.append(seen.sum(0).tolist())
-        self._add(totals, len(overlap))
+        kinds = _label_areas(prediction, target, self.num_labels)
+        self._areas.append(class_areas(kinds))
+        self.num_frames += len(kinds[0])
         return self
 
     def merge(self, other: SemanticScores) -> SemanticScores:
@@ -181,13 +175,19 @@ class SemanticScores:
             raise ValueError(
                 f"cannot merge {other.num_labels} labels ({other.protocol}) into {self.num_labels} ({self.protocol})."
             )
-        self._add(other._sums, other.num_frames)
+        self._areas += other._areas
+        self.num_frames += other.num_frames
         return self
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, of plain numbers and strings: JSON or a process group can carry it."""
-        sums = [[str(value) for value in row] for row in self._sums]  # some JSON readers know no large integers
-        return {"num_labels": self.num_labels, "protocol": self.protocol, "num_frames": self.num_frames, "sums": sums}
+        areas = [rows.tolist() for rows in self._areas]
+        return {
+            "num_labels": self.num_labels,
+            "protocol": self.protocol,
+            "num_frames": self.num_frames,
+            "areas": areas,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> SemanticScores:
         """Replace what was seen so far by a `state_dict`.
@@ -201,7 +201,7 @@ class SemanticScores:
                 f"({self.protocol})."
             )
         self.num_frames = state["num_frames"]
-        self._sums = [[int(value) for value in row] for row in state["sums"]]
+        self._areas = [np.array(rows, dtype=np.int64).reshape(-1, 6) for rows in state["areas"]]
         return self
 
     def compute(self) -> dict[str, Any]:
@@ -219,27 +219,11 @@ class SemanticScores:
         """
         if not self.num_frames:
             raise ValueError("no frames: call update(prediction, target) before compute().")
-        sums = self._values()
-        if self.protocol == "dataset":
-            iou, f_score, seen = class_scores(*sums)
-        else:
-            seen = sums[2] > 0
-            iou, f_score = sums[:2] / np.maximum(sums[2], 1)
-        return summarize_classes(iou, f_score, seen, self.num_frames)
+        return scores_of_sums(self._sums(), self.protocol, self.num_frames)
 
-    def _add(self, totals: list[list[int]], num_frames: int) -> None:
-        rows = zip(self._sums, totals, strict=True)
-        self._sums = [[mine + new for mine, new in zip(*pair, strict=True)] for pair in rows]
-        self.num_frames += num_frames
-
-    def _values(self) -> np.ndarray:
-        """float64 (3, K), each the correctly rounded exact sum."""
-        units = [1 << FIXED_POINT] * 2 + [1] if self.protocol == "avsbench" else [1] * 3
-        return np.array([[value / unit for value in row] for row, unit in zip(self._sums, units, strict=True)])
-
-
-def _fixed(value: float) -> int:
-    return int(math.ldexp(value, FIXED_POINT)) if value else 0
+    def _sums(self) -> np.ndarray:
+        areas = np.concatenate([np.zeros((0, 6), np.int64), *self._areas])
+        return sum_classes(areas, self.num_labels, self.protocol)
 
 
 def _areas_of_object(probabilities: torch.Tensor, truth: torch.Tensor) -> list[np.ndarray]:

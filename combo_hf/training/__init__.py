@@ -3,10 +3,9 @@
 from combo_hf.evaluation.scores import evaluate_model
 from combo_hf.training.arguments import AvsbenchRecipe, ModelRecipe, SyntheticRecipe, TrainingRecipe
 from combo_hf.training.clips_in_memory import ClipTensors, prepare_synthetic, synthetic_labels
-from combo_hf.training.ema import WeightAverage
+from combo_hf.training.engine import enable_gradient_checkpointing
 from combo_hf.training.loop import TrainingResult, train
-from combo_hf.training.memory import enable_gradient_checkpointing
-from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups
+from combo_hf.training.optimizer import average_weights, build_optimizer, build_scheduler, parameter_groups
 from combo_hf.training.run import (
     build_data,
     build_model,
@@ -24,7 +23,7 @@ __all__ = [
     "SyntheticRecipe",
     "TrainingRecipe",
     "TrainingResult",
-    "WeightAverage",
+    "average_weights",
     "build_data",
     "build_model",
     "build_optimizer",

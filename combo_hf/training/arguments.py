@@ -6,27 +6,27 @@ The file is read by a safe loader: unknown keys, repeated keys and wrong types a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from combo_hf.files.atomic import write_text
-from combo_hf.training.recipe_files import apply_override, build, dump_yaml, parse_yaml
+from combo_hf.files.typed_yaml import apply_override, build_typed, dump_yaml, parse_yaml
 
-
-__all__ = ["AvsbenchRecipe", "ModelRecipe", "SyntheticRecipe", "TrainingRecipe", "parse_yaml"]
 
 PRECISIONS = ("no", "bf16", "fp16")
 METRICS = ("M_J", "M_F", "miou", "fscore")
 KINDS = ("s4", "ms3", "avss")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio")
-# What a resumed run may change: none of it moves a weight.
-FREE_ON_RESUME = (
+# None of it moves a weight.
+FREE = (
     *("num_workers", "log_every", "save_every", "time_limit_s", "progress", "trackers", "push_to_hub", "push_private"),
     *("data.cache", "data.num_processes", "data.path", "model.pretrained"),
     *("model.encoders", "model.backbone", "model.vggish"),
 )
+# What a resumed run may change; of the latter two the product with the number of processes must stay.
+FREE_ON_RESUME = (*FREE, "max_steps", "clips_per_batch", "accumulation_steps")
 
 
 @dataclass
@@ -143,7 +143,8 @@ class TrainingRecipe:
         model: what is trained.
         data: which clips; not looked at by [`train`], which is handed its data sets.
         seed: of weights, order, augmentation, dropout and sampled points.
-        max_steps: optimizer steps.
+        max_steps: optimizer steps. A resumed run may have more of them than it was begun with: the learning rate then
+            follows the schedule of the new number from the step where the run stands.
         clips_per_batch: clips that a process brings through the network together.
         accumulation_steps: such batches per optimizer step.
         learning_rate, weight_decay, backbone_scale, backbone_pattern: see [`parameter_groups`].
@@ -233,7 +234,7 @@ class TrainingRecipe:
         Raises:
             ValueError: unknown keys, wrong types or values out of range; names the key.
         """
-        return build(cls, values)
+        return build_typed(cls, values)
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> TrainingRecipe:
@@ -270,10 +271,10 @@ class TrainingRecipe:
         """Write a YAML file that [`from_yaml`] reads."""
         write_text(path, dump_yaml(self.to_dict()))
 
-    def differences(self, other: TrainingRecipe) -> list[str]:
-        """`"key: ours, theirs"` of the values that differ and that a resumed run may not change."""
+    def differences(self, other: TrainingRecipe, free: Collection[str] = FREE) -> list[str]:
+        """`"key: ours, theirs"` of the values that differ, but for the keys that are free to change."""
         ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
-        keys = [key for key in {**ours, **theirs} if key not in FREE_ON_RESUME]
+        keys = [key for key in {**ours, **theirs} if key not in free]
         absent = "absent"
         return [
             f"{key}: {ours.get(key, absent)!r}, {theirs.get(key, absent)!r}"
@@ -292,13 +293,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _at_least(recipe: Any, least: int, *names: str) -> None:
+def _at_least(recipe: object, least: int, *names: str) -> None:
     for name in names:
         value = getattr(recipe, name)
         if value is not None and not value >= least:
             raise ValueError(f"{name}: wanted at least {least}, got {value}.")
 
 
-def _one_of(recipe: Any, name: str, known: Sequence[str]) -> None:
+def _one_of(recipe: object, name: str, known: Sequence[str]) -> None:
     if getattr(recipe, name) not in known:
         raise ValueError(f"{name}: wanted one of {list(known)}, got {getattr(recipe, name)!r}.")

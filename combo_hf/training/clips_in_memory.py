@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from combo_hf.data.collate import SILENCE, Augmentation, ClipExample, example_generator, make_example, row_to_example
+from combo_hf.data.collate import SILENCE, Augmentation, ClipExample, example_generator, make_example
 from combo_hf.data.synthetic.dataset import GENERATION, ID2LABEL, plan_clip, synthesize_clip
 from combo_hf.files.atomic import replacing
 from combo_hf.files.npz import read_npz
+from combo_hf.files.pool import run_tasks
+from combo_hf.files.progress import Progress
 
 
 CACHE_VERSION = 1  # raise when what is written into a cache file changes
@@ -57,11 +58,6 @@ class ClipTensors(torch.utils.data.Dataset):
         self.augmentation = augmentation
         self.seed, self.epoch = seed, 0
         self.silence_audio, self.blank_maskige = silence_audio, blank_maskige
-
-    @classmethod
-    def from_rows(cls, rows: Any, image_size: int, num_labels: int, **kwargs: Any) -> ClipTensors:
-        """From data set rows (any iterable of dicts), see [`row_to_example`]; `kwargs` are those of the class."""
-        return cls([row_to_example(row, image_size, num_labels) for row in rows], **kwargs)
 
     def set_epoch(self, epoch: int) -> None:
         """Other augmentation from here on; Accelerate's loader calls this."""
@@ -168,7 +164,7 @@ def save_examples(examples: Sequence[ClipExample], path: str | Path, settings: d
         if getattr(examples[0], name) is not None:
             arrays[name] = torch.cat([getattr(example, name) for example in examples]).numpy()
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load_examples(path: str | Path, settings: dict[str, Any] | None = None) -> list[ClipExample] | None:
@@ -188,8 +184,8 @@ def load_examples(path: str | Path, settings: dict[str, Any] | None = None) -> l
             name: torch.from_numpy(arrays[name]) if name in arrays else None
             for name in ("frames", "maskiges", "input_features", "masks", "label_frames")
         }
-        labelled = [int(flags.sum()) for flags in tensors["label_frames"].split(counts)]
-        pieces = {
+        labelled = [int(flags.sum()) for flags in torch.from_numpy(arrays["label_frames"]).split(counts)]
+        pieces: dict[str, Any] = {
             name: [None] * len(counts) if values is None else values.split(labelled if name == "masks" else counts)
             for name, values in tensors.items()
         }
@@ -223,28 +219,22 @@ def _synthetic_example(
     )
 
 
-def _run(make: Any, count: int, num_processes: int, name: str, progress: bool) -> list[ClipExample]:
+def _run(
+    make: Callable[[int], ClipExample], count: int, num_processes: int, name: str, progress: bool
+) -> list[ClipExample]:
     """[make(0), make(1), ...], in several processes if wanted."""
-    from tqdm import tqdm
-
-    bar = {"total": count, "desc": name, "unit": "clip", "disable": None if progress else True}
-    if num_processes == 1:
-        return [make(index) for index in tqdm(range(count), **bar)]
-    # spawn: forking a process that has run torch may hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_processes, count), mp_context=context, initializer=_one_thread) as pool:
-        chunk = max(1, min(16, count // (4 * num_processes)))
-        results = pool.map(partial(_as_arrays, make), range(count), chunksize=chunk)
-        packed = list(tqdm(results, **bar))
-    return [ClipExample(video_id, *(torch.from_numpy(array) for array in arrays)) for video_id, arrays in packed]
+    examples: dict[int, ClipExample] = {}
+    with Progress(name, "clip", count, shown=progress) as bar:
+        for index, video_id, arrays in run_tasks(partial(_as_arrays, make), range(count), num_processes):
+            examples[index] = ClipExample(video_id, *(torch.from_numpy(array) for array in arrays))
+            bar.advance()
+    return [examples[index] for index in range(count)]
 
 
-def _as_arrays(make: Any, index: int) -> tuple[str, list[np.ndarray]]:
+def _as_arrays(make: Callable[[int], ClipExample], index: int) -> tuple[int, str, list[np.ndarray]]:
     """Tensors would travel between processes as shared memory, of which containers have little."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
     example = make(index)
     names = [field.name for field in dataclasses.fields(example)[1:]]
-    return example.video_id, [getattr(example, name).numpy() for name in names]
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+    return index, example.video_id, [getattr(example, name).numpy() for name in names]

@@ -1,4 +1,4 @@
-"""AdamW groups, learning rate and its schedule, as the release has them.
+"""AdamW groups, learning rate and its schedule, as the release has them; and a running mean of the weights.
 
 Backbones (frame and Maskige) learn at a tenth of the rate. Norm layers and embeddings are not decayed; biases and bare
 parameters (the pixel decoder's level embedding, the gates of the fusion) are.
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 
 BACKBONE_PATTERN = r"encoder\.(maskige_)?backbone\."  # not "audio_encoder", which is frozen or trained at full rate
@@ -102,3 +103,29 @@ def build_scheduler(
     if max_steps < 1 or warmup_steps < 0:
         raise ValueError(f"wanted max_steps >= 1 and warmup_steps >= 0, got {max_steps} and {warmup_steps}.")
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: poly_factor(step, max_steps, power, warmup_steps))
+
+
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that follows it as an exponential mean; call `update_parameters(model)` after each step.
+
+    Args:
+        model (`nn.Module`): whose present weights are the start.
+        decay (`float`): share of the past, in (0, 1). In step t counted from 1 it is at most (1 + t) / (10 + t), so
+            that the random start is forgotten.
+
+    Raises:
+        ValueError: a share out of range.
+    """
+    if not 0 < decay < 1:
+        raise ValueError(f"decay: wanted more than 0 and less than 1, got {decay}.")
+
+    def follow(averages: Any, values: Any, step: Any) -> None:
+        """Tensors of one type each, in place; `step` counts the start as 0."""
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + int(step)) / (10 + int(step))))
+        else:  # numbers of batches that a norm has seen
+            torch._foreach_copy_(averages, values)
+
+    average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
+    average.update_parameters(model)  # the first call copies
+    return average

@@ -6,34 +6,49 @@ import json
 import math
 import numbers
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from combo_hf.loss_combo import LOSS_KINDS
 from combo_hf.training.state import cut_log
-from combo_hf.training.step import LOSS_KINDS
+
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Reporter:
     """Writes records on the main process only.
 
     Args:
-        accelerator: with `log_with` set to the recipe's trackers.
+        accelerator: with `log_with` set to the trackers.
         output (`Path`): folder of the run.
-        recipe ([`TrainingRecipe`])
+        trackers: names of programs that are told, too.
     """
 
-    def __init__(self, accelerator: Any, output: Path, recipe: Any) -> None:
-        self.accelerator, self.recipe = accelerator, recipe
+    def __init__(self, accelerator: Accelerator, output: Path, trackers: Sequence[str] = ()) -> None:
+        self.accelerator, self.trackers = accelerator, trackers
         self.path = output / "metrics.jsonl"
-        self.rows: list[dict[str, float]] = []  # of the steps since the last line; saved with the state
+        self.lines = 0  # that metrics.jsonl has
+        self.rows: list[dict[str, float]] = []  # of the steps since the last line
+        self.note = ""  # the terms of the loss in the last line, in words
         self.begin = time.monotonic()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on with the same records, of plain numbers."""
+        return {"lines": self.lines, "rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a [`state_dict`]."""
+        self.lines, self.rows = state["lines"], state["rows"]
+
     def start(self, step: int) -> None:
-        """Before the first step of a run or of a resumed one; what was told of later steps is taken back."""
+        """Before the first step of a run or of a resumed one; what was told after the state was saved goes."""
         if self.accelerator.is_main_process:
-            cut_log(self.path, step)
-        if self.recipe.trackers:
-            options = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in self.recipe.trackers else {}
+            cut_log(self.path, self.lines)
+        if self.trackers:
+            options = {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in self.trackers else {}
             self.accelerator.init_trackers("logs", init_kwargs=options)
 
     def log(self, record: dict[str, Any]) -> None:
@@ -42,6 +57,7 @@ class Reporter:
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        self.lines += 1
         flat = {f"validation/{name}": value for name, value in record.get("validation", {}).items()}
         flat.update(
             {f"training/{name}": value for name, value in record.items() if name not in ("step", "validation")}
@@ -59,14 +75,9 @@ class Reporter:
         self.rows.append({**row, "seconds_per_step": now - self.begin})
         self.begin = now
 
-    def flush(self, step: int, epoch: int) -> dict[str, float]:
-        """Log the means since the last time, and return them."""
+    def flush(self, step: int, epoch: int) -> None:
+        """Log the means since the last time."""
         means = {name: math.fsum(row[name] for row in self.rows) / len(self.rows) for name in self.rows[0]}
         self.rows = []
+        self.note = ", ".join(f"{name.removeprefix('loss_')} {means[name]:.3f}" for name in LOSS_KINDS)
         self.log({"step": step, "epoch": epoch, **means})
-        return means
-
-    @staticmethod
-    def postfix(means: dict[str, float]) -> dict[str, str]:
-        """The terms of the loss, for the bar."""
-        return {name.removeprefix("loss_"): f"{means[name]:.3f}" for name in LOSS_KINDS}

@@ -6,15 +6,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from combo_hf.configuration_combo import SUBSETS, ComboConfig
+from combo_hf.data.clips import AvsbenchClips
+from combo_hf.data.loading import load_avsbench
+from combo_hf.data.transforms import EvalTransform, TrainTransform, build_transform
+from combo_hf.feature_extraction_combo import ComboFeatureExtractor
+from combo_hf.image_processing_combo import ComboImageProcessor
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
+from combo_hf.processing_combo import ComboProcessor
 from combo_hf.training.arguments import AvsbenchRecipe, ModelRecipe, SyntheticRecipe, TrainingRecipe
+from combo_hf.training.batches import TrainingSet
 from combo_hf.training.clips_in_memory import ClipTensors, prepare_synthetic, synthetic_labels
 from combo_hf.training.engine import join_processes, only_run_of_all
 from combo_hf.training.loop import TrainingResult, check_output, train
 
 
-def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> torch.nn.Module:
+def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> ComboForAudioVisualSegmentation:
     """The model of a recipe; the same seed gives the same random weights.
 
     Args:
@@ -27,9 +34,6 @@ def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> torch.nn.M
         OSError: weights that are not there.
     """
     from transformers import set_seed
-
-    from combo_hf.configuration_combo import ComboConfig
-    from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
     fields = {**config, **recipe.overrides}
     known = ComboConfig().to_dict()
@@ -51,7 +55,7 @@ def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> torch.nn.M
     return model
 
 
-def _load_starts(model: Any, recipe: ModelRecipe) -> None:
+def _load_starts(model: ComboForAudioVisualSegmentation, recipe: ModelRecipe) -> None:
     if recipe.encoders is None and recipe.backbone is None and recipe.vggish is None:
         return
     from combo_hf.conversion.pretrained import load_encoders, load_pretrained_backbones, load_vggish
@@ -72,23 +76,17 @@ def label_names(recipe: TrainingRecipe) -> dict[str, Any]:
     if isinstance(data, SyntheticRecipe):
         names = synthetic_labels(data.labels)
     else:
-        from combo_hf.configuration_combo import SUBSETS
-
         names = dict(enumerate(SUBSETS[data.subset]["classes"]))
     return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
 
 
-def build_processor(config: Any) -> Any:
+def build_processor(config: ComboConfig) -> ComboProcessor:
     """The [`ComboProcessor`] that belongs to a configuration, saved with its checkpoints."""
-    from combo_hf.feature_extraction_combo import ComboFeatureExtractor
-    from combo_hf.image_processing_combo import ComboImageProcessor
-    from combo_hf.processing_combo import ComboProcessor
-
     images = ComboImageProcessor(size=config.image_size, num_labels=config.num_labels)
     return ComboProcessor(images, ComboFeatureExtractor(), num_frames=config.num_frames)
 
 
-def build_data(recipe: TrainingRecipe, config: Any) -> tuple[Any, Any]:
+def build_data(recipe: TrainingRecipe, config: ComboConfig) -> tuple[TrainingSet, TrainingSet]:
     """Training and validation set of a recipe.
 
     Args:
@@ -98,14 +96,14 @@ def build_data(recipe: TrainingRecipe, config: Any) -> tuple[Any, Any]:
     Raises:
         ValueError, OSError: the data are not what the recipe says, or not there.
     """
-    if isinstance(recipe.data, SyntheticRecipe):
-        return tuple(_synthetic(recipe, config, split) for split in ("train", "val"))
-    return tuple(_avsbench(recipe, recipe.data, config, training) for training in (True, False))
+    data = recipe.data
+    if isinstance(data, SyntheticRecipe):
+        return _synthetic(recipe, data, config, "train"), _synthetic(recipe, data, config, "val")
+    return _avsbench(recipe, data, config, True), _avsbench(recipe, data, config, False)
 
 
-def _synthetic(recipe: TrainingRecipe, config: Any, split: str) -> Any:
-    data, size = recipe.data, config.image_size
-    clips = data.train_clips if split == "train" else data.val_clips
+def _synthetic(recipe: TrainingRecipe, data: SyntheticRecipe, config: ComboConfig, split: str) -> ClipTensors:
+    clips, size = data.train_clips if split == "train" else data.val_clips, config.image_size
     examples = []
     for kind in data.kinds:
         name = f"{kind}-{data.labels}-{split}-{data.seed}-{clips}-{size}.npz"
@@ -117,9 +115,7 @@ def _synthetic(recipe: TrainingRecipe, config: Any, split: str) -> Any:
     return ClipTensors(examples, silence_audio=data.silence_audio, blank_maskige=data.blank_maskige)
 
 
-def _avsbench(recipe: TrainingRecipe, data: AvsbenchRecipe, config: Any, training: bool) -> Any:
-    from combo_hf.data.loading import AvsbenchClips, load_avsbench
-
+def _avsbench(recipe: TrainingRecipe, data: AvsbenchRecipe, config: ComboConfig, training: bool) -> AvsbenchClips:
     split = data.train_split if training else data.val_split
     rows = load_avsbench(data.path, split, subset=data.subset, revision=data.revision)
     limit = data.train_clips if training else data.val_clips
@@ -136,10 +132,10 @@ def _avsbench(recipe: TrainingRecipe, data: AvsbenchRecipe, config: Any, trainin
     )
 
 
-def avsbench_transform(recipe: TrainingRecipe, data: AvsbenchRecipe, config: Any, training: bool) -> Any:
+def avsbench_transform(
+    recipe: TrainingRecipe, data: AvsbenchRecipe, config: ComboConfig, training: bool
+) -> TrainTransform | EvalTransform:
     """What a clip of AVSBench goes through before it is batched, see [`build_transform`]."""
-    from combo_hf.data.transforms import build_transform
-
     return build_transform(
         data.subset,
         training,

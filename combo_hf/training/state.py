@@ -16,7 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from combo_hf.files.atomic import older_folder, write_text
+from combo_hf.files.atomic import older_folder, write_bytes, write_text
 
 
 FILE_LIST = "files.json"
@@ -77,16 +77,9 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values))
 
 
-def cut_log(path: Path, step: int) -> None:
-    """Remove the records of a JSON lines file that were written after a step, and a line that was cut off."""
+def cut_log(path: Path, lines: int) -> None:
+    """Keep the first so many records of a JSON lines file; a line that was cut off is none."""
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and record.get("step", step + 1) <= step:
-            kept.append(f"{line}\n")
-    write_text(path, "".join(kept))
+    kept = path.read_bytes().split(b"\n")[:-1][:lines]
+    write_bytes(path, b"".join(line + b"\n" for line in kept))

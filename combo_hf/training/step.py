@@ -1,25 +1,61 @@
-"""One step of the optimizer, over one batch or several, in one process or several."""
+"""One step of the optimizer: one loss for all of its clips, however they are spread over batches and processes.
+
+Every term of the loss is a sum divided by a count, see [`ComboLoss`]. A mean of such quotients would depend on how the
+clips were dealt out; so the counts of all batches and processes are added up first, and every batch divides by their
+mean. The number of target masks is averaged over processes in the release, too; the other counts, and batches that are
+accumulated, are this package's choice. One process without accumulation is the release's loss as it stands.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from combo_hf.training.memory import memory_advice
-from combo_hf.training.normalization import COUNTS, batch_counts, rescale, term_scales
+from combo_hf.loss_combo import LOSS_KINDS, ComboLoss
 
 
-LOSS_KINDS = tuple(name for name in ("loss_class", "loss_mask", "loss_dice", "loss_consistency") if name in COUNTS)
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.optim.swa_utils import AveragedModel
+
+    from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
-def optimizer_step(run: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
+@dataclass
+class Learner:
+    """A network and what moves its weights, as Accelerate has prepared them.
+
+    Attributes:
+        model: a [`ComboForAudioVisualSegmentation`] and what several processes or sharding wrap around it.
+        average: running mean of the weights; only the main process keeps one.
+    """
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    average: AveragedModel | None = None
+
+    @property
+    def network(self) -> ComboForAudioVisualSegmentation:
+        """The [`ComboForAudioVisualSegmentation`] itself."""
+        return self.accelerator.unwrap_model(self.model)
+
+
+def optimizer_step(
+    learner: Learner, batches: Sequence[Mapping[str, Any]], max_grad_norm: float, step: int
+) -> dict[str, float]:
     """Move the weights once.
 
     Args:
-        run: has `accelerator`, `model`, `optimizer`, `scheduler`, `recipe`, `config` and `progress`.
+        learner ([`Learner`]): changed in place.
         batches: of [`ComboCollator`], on the device.
+        max_grad_norm (`float`): L2 norm of all gradients together is clipped to it.
+        step (`int`): for messages.
 
     Returns:
         The loss of all clips of all processes, its terms by kind, the norm of the gradient before clipping, and the
@@ -27,52 +63,57 @@ def optimizer_step(run: Any, batches: list[dict[str, Any]]) -> dict[str, float]:
 
     Raises:
         FloatingPointError: loss or gradient is not finite; names the clips of this process.
-        torch.OutOfMemoryError: names what to change.
     """
-    recipe, accelerator = run.recipe, run.accelerator
-    names = [name for batch in batches for name in batch["video_ids"]]
-    scales = term_scales([batch_counts(batch, run.config) for batch in batches], accelerator)
+    accelerator, model, optimizer = learner.accelerator, learner.model, learner.optimizer
+    divisors = shared_divisors(learner.network.criterion, batches, accelerator)
     terms = torch.zeros(len(LOSS_KINDS), device=accelerator.device)
-    with memory_advice(recipe):
-        for batch, factors in zip(batches, scales, strict=True):
-            with accelerator.accumulate(run.model):
-                inputs = {name: value for name, value in batch.items() if name != "video_ids"}
-                kinds = rescale(run.model(**inputs).loss_dict, factors)
-                loss = torch.stack(list(kinds.values())).sum()
-                zero = loss.new_zeros(())
-                found = torch.stack([kinds.get(kind, zero).detach() for kind in LOSS_KINDS])
-                total, *values = torch.cat([loss.detach()[None], found]).tolist()  # waits for the device once
-                check_finite("loss", total, run.progress.step, batch["video_ids"], values)
-                terms += found / len(batches)
-                accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(run.model.parameters(), recipe.max_grad_norm)
-        norm = 0.0 if norm is None else float(norm)  # an engine that clips on its own need not tell
-        if accelerator.scaler is None:  # which meets infinite gradients while it looks for its scale
-            check_finite("gradient", norm, run.progress.step, names, terms.tolist())
-        rate = run.scheduler.get_last_lr()[0]
-        run.optimizer.step()
+    for batch in batches:
+        with accelerator.accumulate(model):
+            inputs = {name: value for name, value in batch.items() if name != "video_ids"}
+            output = model(**inputs, loss_divisors=divisors)
+            by_kind = sum_by_kind(output.loss_dict)  # (kinds,)
+            total, *values = torch.cat([output.loss.detach()[None], by_kind]).tolist()  # waits for the device once
+            check_finite("loss", total, step, batch["video_ids"], values)
+            terms += by_kind / len(batches)
+            accelerator.backward(output.loss)
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    norm = 0.0 if norm is None else float(norm)  # an engine that clips on its own need not tell
+    if accelerator.scaler is None:  # which meets infinite gradients while it looks for its scale
+        names = [name for batch in batches for name in batch["video_ids"]]
+        check_finite("gradient", norm, step, names, terms.tolist())
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.step()
     if not accelerator.optimizer_step_was_skipped:
-        run.scheduler.step()
-        if run.average is not None:
-            run.average.update(run.plain_model)
-    run.optimizer.zero_grad()
-    values = mean_over_processes(terms, accelerator)
-    return {
-        "loss": math.fsum(values),
-        **dict(zip(LOSS_KINDS, values, strict=True)),
-        "gradient_norm": norm,
-        "learning_rate": rate,
-    }
+        learner.scheduler.step()
+        if learner.average is not None:
+            learner.average.update_parameters(learner.network)
+    optimizer.zero_grad()
+    means = accelerator.reduce(terms, "mean").tolist()
+    named = dict(zip(LOSS_KINDS, means, strict=True))
+    return {"loss": math.fsum(means), **named, "gradient_norm": norm, "learning_rate": float(rate)}
 
 
-def mean_over_processes(values: torch.Tensor, accelerator: Any) -> list[float]:
-    """Plain numbers, the same in all processes."""
+def shared_divisors(
+    criterion: ComboLoss, batches: Sequence[Mapping[str, Any]], accelerator: Accelerator
+) -> dict[str, float]:
+    """What every batch of a step divides its terms by: the mean count of all batches of all processes, by kind."""
+    counts = [criterion.counts(batch["class_labels"], batch["num_frames"].tolist()) for batch in batches]
+    own = torch.tensor([[count[kind] for kind in LOSS_KINDS] for count in counts], dtype=torch.float64).sum(0)
     if accelerator.num_processes > 1:
-        values = accelerator.reduce(values, "mean")
-    return values.tolist()
+        own = accelerator.reduce(own.to(accelerator.device), "sum")
+    means = (own / (len(batches) * accelerator.num_processes)).tolist()
+    return {kind: mean or 1.0 for kind, mean in zip(LOSS_KINDS, means, strict=True)}
 
 
-def check_finite(what: str, value: float, step: int, names: list[str], terms: list[float]) -> None:
+def sum_by_kind(loss_dict: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The terms of all layers added up, in the order of `LOSS_KINDS`: (kinds,), without gradient."""
+    sums = torch.zeros(len(LOSS_KINDS), device=next(iter(loss_dict.values())).device)
+    for name, term in loss_dict.items():
+        sums[next(index for index, kind in enumerate(LOSS_KINDS) if name.startswith(kind))] += term.detach()
+    return sums
+
+
+def check_finite(what: str, value: float, step: int, names: Sequence[str], terms: Sequence[float]) -> None:
     """Raise `FloatingPointError` with the clips' names and the loss terms if `value` is not finite."""
     if not math.isfinite(value):
         shown = ", ".join(f"{name} {term:.4g}" for name, term in zip(LOSS_KINDS, terms, strict=True))

@@ -126,11 +126,12 @@ def test_a_run_that_ended_meanwhile_is_not_written_over(inputs: Path, tmp_path: 
     from fixtures_training import clips, recipe, small_model
 
     from combo_hf.training import loop
+    from combo_hf.training.state import has_checkpoint
 
     seen = []
 
     def look(output: Path, resume: bool) -> None:
-        seen.append(loop.has_checkpoint(output))
+        seen.append(has_checkpoint(output))
         (output / "last").mkdir(parents=True, exist_ok=True)
         if seen[-1]:
             raise FileExistsError("holds a run")

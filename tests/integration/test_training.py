@@ -13,6 +13,10 @@ from combo_hf.image_processing_combo import ComboImageProcessor
 from combo_hf.metrics import jaccard
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.training import ModelRecipe, TrainingRecipe, build_model, evaluate_model, train
+from combo_hf.training.optimizer import poly_factor
+from combo_hf.training.reporting import Reporter
+from combo_hf.training.run_folder import RunFolder
+from combo_hf.training.state import newest_state
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -197,10 +201,52 @@ def test_only_the_same_run_is_resumed(tmp_path: Path):
     result = train(model, data, recipe(max_steps=2), tmp_path / "run", data)
     again = train(model, data, recipe(max_steps=2, progress=True), tmp_path / "run", data, resume=True)
     assert again == result and again.validation  # nothing was left to do
-    with pytest.raises(ValueError, match="another recipe: max_steps: 2, 9"):
-        train(model, data, recipe(max_steps=9), tmp_path / "run", data, resume=True)
+    with pytest.raises(ValueError, match="another recipe: weight_decay: 0.05, 0.1"):
+        train(model, data, recipe(max_steps=2, weight_decay=0.1), tmp_path / "run", data, resume=True)
+    with pytest.raises(ValueError, match="has done 2 steps, max_steps is 1"):
+        train(model, data, recipe(max_steps=1), tmp_path / "run", data, resume=True)
+    with pytest.raises(ValueError, match="begun with 2 clips a step, now there are 1 .*change one of the factors"):
+        train(model, data, recipe(max_steps=2, clips_per_batch=1), tmp_path / "run", data, resume=True)
     with pytest.raises(ValueError, match="begun with 4 training clips, now there are 3"):
         train(model, clips(3), recipe(max_steps=2), tmp_path / "run", data, resume=True)
+
+
+def test_a_run_that_has_ended_goes_on_with_more_steps(tmp_path: Path):
+    """By the schedule of the new number from where it stands, and with the order of the rows of one run."""
+    data = clips(5)
+    train(small_model(), data, recipe(max_steps=3), tmp_path / "run", data)
+    train(small_model(seed=1), data, recipe(max_steps=6), tmp_path / "run", data, resume=True)
+    log = [record for record in records(tmp_path / "run") if "loss" in record]
+    assert [record["step"] for record in log] == [1, 2, 3, 4, 5, 6]
+    rates = [record["learning_rate"] for record in log]
+    wanted = [poly_factor(step, 3 if step < 3 else 6) for step in range(6)]
+    assert rates == pytest.approx([1e-3 * factor for factor in wanted])
+    assert TrainingRecipe.from_yaml(tmp_path / "run" / "recipe.yaml").max_steps == 6
+
+
+@pytest.mark.parametrize("moment", ["log", "save_checkpoints", "save_state"])
+def test_a_kill_in_the_last_evaluation_doubles_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str):
+    """The state of that step is there already; at the moment named the process is gone."""
+    data, plan = clips(4), recipe(max_steps=3, eval_every=2, save_every=1)
+    whole = train(small_model(), data, plan, tmp_path / "whole", data)
+    place = Reporter if moment == "log" else RunFolder
+    real = getattr(place, moment)
+
+    def kill(self, *arguments):
+        if moment == "log":
+            real(self, *arguments)
+        seen = [record["step"] for record in records(tmp_path / "run") if "validation" in record]
+        if seen[-1:] == [3]:
+            raise KeyboardInterrupt
+        if moment != "log":
+            real(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(place, moment, kill)
+        train(small_model(), data, plan, tmp_path / "run", data)
+    assert newest_state(tmp_path / "run" / "state").name == "step-00000003"
+    assert train(small_model(seed=1), data, plan, tmp_path / "run", data, resume=True) == whole
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
 
 
 def test_run_that_ended_before_its_first_state_starts_again(tmp_path: Path):

@@ -21,10 +21,10 @@ from combo_hf.training import (
     TrainingRecipe,
     build_data,
     build_model,
-    building,
     run_recipe,
     train,
 )
+from combo_hf.training import run as building
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -67,6 +67,16 @@ def test_two_processes_learn_as_one(tmp_path: Path):
     states = list((tmp_path / "two" / "state").iterdir())
     assert [path.name for path in states] == ["step-00000003"]
     assert {"random_states_0.pkl", "random_states_1.pkl"} <= {path.name for path in states[0].iterdir()}
-    again = recipe(PLAIN, clips_per_batch=1, accumulation_steps=2, **TWO)
-    with pytest.raises(ValueError, match="begun with 2 processes, now there are 1"):
-        train(small_model(PLAIN), data, again, tmp_path / "two", clips(2), resume=True, cpu=True)
+    with pytest.raises(ValueError, match="begun with 4 clips a step, now there are 2"):
+        plan = recipe(PLAIN, clips_per_batch=1, accumulation_steps=2, **TWO)
+        train(small_model(PLAIN), data, plan, tmp_path / "two", clips(2), resume=True, cpu=True)
+    # Two processes stopped in the middle of an epoch; one process alone goes on with the rows that are left.
+    longer = {**TWO, "max_steps": 5}
+    plans = {"one": recipe(PLAIN, clips_per_batch=4, **longer)}
+    plans["two"] = recipe(PLAIN, clips_per_batch=2, accumulation_steps=2, **longer)
+    for name, plan in plans.items():
+        train(fix_points(small_model(PLAIN)), data, plan, tmp_path / name, clips(2), resume=True, cpu=True)
+    for ours, wanted in zip(records(tmp_path / "two"), records(tmp_path / "one"), strict=True):
+        if "loss" in wanted:
+            assert ours == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert len(losses(tmp_path / "two")) == 5

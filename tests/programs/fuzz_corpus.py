@@ -168,8 +168,8 @@ def parquets() -> list[bytes]:
 
 def recipes() -> list[bytes]:
     """Recipes, the shortest one and one with every key."""
+    from combo_hf.files.typed_yaml import dump_yaml
     from combo_hf.training.arguments import TrainingRecipe
-    from combo_hf.training.recipe_files import dump_yaml
 
     return [b"seed: 3\nmax_steps: 5\ndata:\n  source: synthetic\n", dump_yaml(TrainingRecipe().to_dict()).encode()]
 

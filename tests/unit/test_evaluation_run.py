@@ -14,8 +14,10 @@ from combo_hf.evaluation import report as evaluation_report
 from combo_hf.evaluation import run as evaluation_run
 from combo_hf.evaluation.files import check_settings, collect_lines, part_file, read_lines, write_settings
 from combo_hf.evaluation.other_sounds import other_clips
-from combo_hf.evaluation.run import EvaluationOptions, evaluate_dataset, prepare_evaluation
+from combo_hf.evaluation.prepare import EvaluationOptions, prepare_evaluation
+from combo_hf.evaluation.run import evaluate_dataset
 from combo_hf.evaluation.scores import iter_class_maps, sounding_scores
+from combo_hf.media_combo import MediaError
 from combo_hf.metrics import SemanticScores, f_measure, jaccard
 
 
@@ -281,22 +283,26 @@ def test_frames_of_a_long_video_are_those_where_most_is_to_be_seen():
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "kind", "message"),
+    ("error", "kind", "message"),
     [
-        (["FileExistsError", "other settings"], 2, FileExistsError, "^other settings$"),
-        (["MediaError", "no sound"], 2, ValueError, "^no sound$"),  # a kind that is not Python's own
-        (["KeyboardInterrupt", "no"], 2, ValueError, "^no$"),
-        (None, -9, ChildProcessError, "process 1 ended with code -9: the last line; run the same command again"),
+        (FileExistsError("other settings"), FileExistsError, "^other settings$"),
+        (OSError(28, "No space left on device", "a.json"), OSError, "No space left on device: 'a.json'"),
+        (MediaError("no sound"), ValueError, "^no sound$"),  # a kind that is not Python's own
+        (RuntimeError("Connection closed by peer"), ChildProcessError, "closed by peer; run the same command again"),
     ],
 )
-def test_how_errors_of_other_processes_arrive(tmp_path: Path, error, code: int, kind: type, message: str):
-    (tmp_path / "log-1").write_text("a line\nthe last line\n\n")
-    if error:
-        (tmp_path / "error-1.json").write_text(json.dumps(error))
-    with pytest.raises(kind, match=message):
-        raise processes._error_of(1, code, tmp_path)
+def test_how_errors_of_other_processes_arrive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error, kind, message):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(processes, "evaluate_dataset", fail)
+    monkeypatch.setattr(processes, "run_tasks", lambda work, tasks, count: map(work, tasks))
+    monkeypatch.setattr(processes.os, "environ", {"OMP_NUM_THREADS": "1"})
+    with pytest.raises(kind, match=message) as caught:
+        processes.evaluate_in_processes(2, "model", "data", tmp_path)
+    assert type(caught.value).__module__ == "builtins"
 
 
 def test_processes_need_a_number():
     with pytest.raises(ValueError, match="at least one process"):
-        processes.run_evaluation_processes(0)
+        processes.evaluate_in_processes(0, "model", "data", "output")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from combo_hf.files.typed_yaml import dump_yaml
-from combo_hf.training.arguments import AvsbenchRecipe, SyntheticRecipe, TrainingRecipe, parse_yaml
+from combo_hf.files.typed_yaml import dump_yaml, parse_yaml
+from combo_hf.training.arguments import AvsbenchRecipe, SyntheticRecipe, TrainingRecipe
 from combo_hf.training.optimizer import BACKBONE_PATTERN, POLY_POWER
 
 
@@ -136,7 +136,7 @@ def test_source_decides_the_kind_of_data(tmp_path: Path):
         ({"data": {"kind": "s4"}, "ema_decay": 0.9}, ["data.kind: 'ms3', 's4'", "ema_decay: None, 0.9"]),
     ],
 )
-def test_what_a_resumed_run_may_change(values: dict, differences: list[str]):
+def test_what_moves_no_weight(values: dict, differences: list[str]):
     assert TrainingRecipe().differences(TrainingRecipe.from_dict(values)) == differences
 
 

@@ -69,8 +69,14 @@ def test_log_is_cut(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     cut_log(path, 3)
     assert not path.exists()
-    lines = [json.dumps({"step": step, "validation": {"M_J": 0.5}}) for step in (1, 3, 4)]
-    path.write_text("\n".join([*lines[:2], "[1]", '{"loss": 1}', lines[2], '{"step": 2, "validation": {"M_J": 0.5}']))
-    cut_log(path, 3)
-    assert path.read_text().splitlines() == lines[:2]
+    lines = [json.dumps({"step": step, "validation": {"M_J": 0.5}}) for step in (1, 3, 3)]
+    for text, count, kept in (
+        ("\n".join(lines), 3, lines[:2]),  # the end of the last line is not there
+        ("\n".join([*lines, ""]), 3, lines),
+        ("\n".join([*lines, ""]), 2, lines[:2]),
+        ("\n".join([*lines, ""]), 0, []),
+    ):
+        path.write_text(text)
+        cut_log(path, count)
+        assert path.read_text().splitlines() == kept
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]

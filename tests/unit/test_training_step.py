@@ -8,35 +8,31 @@ from fixtures_training import PLAIN, clips, fix_points, losses, recipe, records,
 
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.data.collate import ComboCollator
-from combo_hf.loss_combo import frame_distances, neighbours
+from combo_hf.loss_combo import LOSS_KINDS, ComboLoss, frame_distances, neighbours
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
-from combo_hf.training import WeightAverage, enable_gradient_checkpointing, train
-from combo_hf.training.memory import memory_advice
-from combo_hf.training.normalization import batch_counts, rescale, term_scales
+from combo_hf.training import average_weights, enable_gradient_checkpointing, train
+from combo_hf.training.engine import memory_advice
+from combo_hf.training.step import shared_divisors, sum_by_kind
 
 
-class OneProcess:
-    num_processes = 1
+class Processes:
+    """Answers as if the other ones had these counts together."""
 
+    device = torch.device("cpu")
 
-class TwoProcesses:
-    """Answers as if another process had the given counts."""
-
-    num_processes, device = 2, torch.device("cpu")
-
-    def __init__(self, other) -> None:
-        self.other = torch.tensor(other, dtype=torch.float64)
+    def __init__(self, number: int = 1, others: tuple[float, ...] = ()) -> None:
+        self.num_processes, self.others = number, torch.tensor(others, dtype=torch.float64)
 
     def reduce(self, values: torch.Tensor, reduction: str) -> torch.Tensor:
         assert reduction == "sum"
-        return values + self.other
+        return values + self.others
 
 
 def test_counts_are_those_of_the_loss():
     batch = ComboCollator()([clips(3, frames=(2, 3, 6))[index] for index in range(3)])
-    config = ComboConfig.from_preset("tiny", consistency_window=3, num_queries=20)
-    masks, weight, pairs = batch_counts(batch, config)
-    assert masks == sum(len(labels) for labels in batch["class_labels"]) == 2 * 2 + 3 * 2 + 2 + 5
+    loss = ComboLoss(ComboConfig.from_preset("tiny", consistency_window=3, num_queries=20))
+    weight, masks, again, pairs = loss.counts(batch["class_labels"], batch["num_frames"].tolist()).values()
+    assert masks == again == sum(len(labels) for labels in batch["class_labels"]) == 2 * 2 + 3 * 2 + 2 + 5
     assert weight == pytest.approx(masks + 0.1 * (11 * 20 - masks))
     maps = torch.randn(11, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     distances = [
@@ -46,20 +42,26 @@ def test_counts_are_those_of_the_loss():
     assert pairs == 7 and float(mean) == pytest.approx(float(sum(distances)) / 7, rel=1e-5)
 
 
+# class weights, masks (twice) and pairs of each batch of this process
 @pytest.mark.parametrize(
-    ("counts", "accelerator", "wanted"),
+    ("counts", "processes", "wanted"),
     [
-        ([[4, 2, 3]], OneProcess(), [(1, 1, 1)]),
-        ([[0, 2, 0]], OneProcess(), [(1, 1, 0)]),  # no mask, no pair: both terms are zero already
-        ([[4, 2, 3], [2, 4, 3]], OneProcess(), [(4 / 3, 2 / 3, 1), (2 / 3, 4 / 3, 1)]),
-        # the loss divides by the mean of 4 and 2 masks already
-        ([[4, 2, 3]], TwoProcesses([[2, 4, 6]]), [(1, 2 / 3, 2 / 3)]),
+        ([(2, 4, 4, 3)], Processes(), (2, 4, 4, 3)),
+        ([(2, 0, 0, 0)], Processes(), (2, 1, 1, 1)),  # no mask, no pair: the terms are zero already
+        ([(2, 4, 4, 3), (4, 2, 2, 3)], Processes(), (3, 3, 3, 3)),
+        ([(2, 4, 4, 3)], Processes(2, (4, 2, 2, 6)), (3, 3, 3, 4.5)),
+        ([(2, 1, 1, 0), (2, 0, 0, 0)], Processes(2, (4, 0, 0, 0)), (2, 0.25, 0.25, 1)),
     ],
 )
-def test_scales(counts, accelerator, wanted):
-    for scales, (masks, weight, pairs) in zip(term_scales(counts, accelerator), wanted, strict=True):
-        shown = [scales[name] for name in ("loss_mask", "loss_dice", "loss_class", "loss_consistency")]
-        assert shown == pytest.approx([masks, masks, weight, pairs])
+def test_batches_divide_by_the_mean_count_of_all(counts, processes, wanted):
+    given = iter(counts)
+
+    class Criterion:
+        def counts(self, class_labels, num_frames):
+            return dict(zip(LOSS_KINDS, next(given), strict=True))
+
+    batches = [{"class_labels": [], "num_frames": torch.tensor([1])}] * len(counts)
+    assert shared_divisors(Criterion(), batches, processes) == dict(zip(LOSS_KINDS, wanted, strict=True))
 
 
 def test_accumulated_batches_have_the_loss_and_gradient_of_one_big_batch(tmp_path):
@@ -79,13 +81,13 @@ def test_accumulated_batches_have_the_loss_and_gradient_of_one_big_batch(tmp_pat
 
 
 def test_one_batch_is_the_loss_of_the_model():
-    model = fix_points(small_model(PLAIN)).train()
+    model = small_model(PLAIN).train()
     batch = ComboCollator()([clips(2)[index] for index in range(2)])
-    scales = term_scales([batch_counts(batch, model.config)], OneProcess())
-    output = model(**{name: value for name, value in batch.items() if name != "video_ids"})
-    assert set(scales[0].values()) == {1.0}
-    total = sum(rescale(output.loss_dict, scales[0]).values())
-    assert total.item() == pytest.approx(output.loss.item(), rel=1e-6)
+    divisors = shared_divisors(model.criterion, [batch], Processes())
+    del batch["video_ids"]
+    outputs = [fix_points(model)(**batch, loss_divisors=shared) for shared in (None, divisors)]
+    assert outputs[1].loss.item() == pytest.approx(outputs[0].loss.item(), rel=1e-6)
+    assert sum_by_kind(outputs[0].loss_dict).sum().item() == pytest.approx(outputs[0].loss.item(), rel=1e-6)
 
 
 PVT = {
@@ -181,26 +183,29 @@ def test_half_precision_wants_a_gpu(tmp_path):
 
 
 def test_mean_of_the_weights():
-    layer = torch.nn.Linear(1, 1, bias=False)
+    layer = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
     with torch.no_grad():
-        layer.weight.fill_(0.0)
-    average = WeightAverage(layer, decay=0.9)
+        layer[0].weight.fill_(0.0)
+    average = average_weights(layer, decay=0.9)
+    wanted = 0.0
     for value, share in ((1.0, 2 / 11), (3.0, 3 / 12)):
         with torch.no_grad():
-            layer.weight.fill_(value)
-        wanted = share * average.tensors["weight"].item() + (1 - share) * value
-        average.update(layer)
-        assert average.tensors["weight"].item() == pytest.approx(wanted)
-    with average.applied(layer):
-        assert layer.weight.item() == pytest.approx(wanted)
-    assert layer.weight.item() == 3.0
-    other = WeightAverage(layer, decay=0.9)
+            layer[0].weight.fill_(value)
+            layer[1].running_mean.fill_(value)
+            layer[1].num_batches_tracked.fill_(int(value))
+        wanted = share * wanted + (1 - share) * value
+        average.update_parameters(layer)
+        for tensor in (average.module[0].weight, average.module[1].running_mean):
+            assert tensor.item() == pytest.approx(wanted)
+        assert average.module[1].num_batches_tracked.item() == value
+    assert layer[0].weight.item() == 3.0
+    other = average_weights(layer, decay=0.9)
     other.load_state_dict(average.state_dict())
-    assert other.steps == 2 and torch.equal(other.tensors["weight"], average.tensors["weight"])
-    with pytest.raises(ValueError, match="not this model's"):
-        other.load_state_dict({"steps": torch.tensor(1), "mean.bias": torch.zeros(1)})
+    for follower in (average, other):
+        follower.update_parameters(layer)
+    assert torch.equal(other.module[0].weight, average.module[0].weight)
     with pytest.raises(ValueError, match="decay"):
-        WeightAverage(layer, decay=1.0)
+        average_weights(layer, decay=1.0)
 
 
 def test_mean_weights_are_evaluated_and_saved(tmp_path):

@@ -23,7 +23,6 @@ MASK_THRESHOLD = 0.5
 UNION_EPSILON = 1e-7  # of M_J; it only keeps 0 / 0 away
 PROTOCOLS = ("avsbench", "dataset")
 IGNORE_INDEX = 255
-AREA_COLUMNS = ("frame", "class", "overlap", "predicted", "predicted_valid", "true")
 
 Record = dict[str, Any]
 
@@ -95,12 +94,13 @@ def finish_object_record(
     video_id: str, counts: Sequence[np.ndarray], pixels: int, everything: np.ndarray, sounding: np.ndarray
 ) -> Record:
     """The record from integers: `counts` are overlap, predicted and true area of the frames."""
+    overlap, predicted, true = counts
     return {
         "video_id": video_id,
-        "num_frames": len(counts[0]),
-        "M_J": jaccard_of_counts(*counts, pixels),
+        "num_frames": len(true),
+        "M_J": jaccard_of_counts(overlap, predicted, true, pixels),
         "M_F": f_of_histograms(everything, sounding),
-        "sounding_pixels": int(counts[2].sum()),
+        "sounding_pixels": int(true.sum()),
     }
 
 
@@ -158,10 +158,21 @@ def semantic_record(video_id: str, prediction: Any, target: Any, num_labels: int
 
 
 def finish_semantic_record(video_id: str, kinds: Sequence[np.ndarray]) -> Record:
-    """The record from integers: overlap, predicted, predicted where not ignored, and true area, `(T, K)` each."""
+    """The record from integers, see [`class_areas`]."""
+    return {"video_id": video_id, "num_frames": len(kinds[0]), "areas": class_areas(kinds).tolist()}
+
+
+def class_areas(kinds: Sequence[np.ndarray]) -> np.ndarray:
+    """Areas of the classes that are predicted or present in a frame.
+
+    Args:
+        kinds: overlap, predicted, predicted where not ignored, and true area, `(T, K)` each.
+
+    Returns:
+        int64 `(R, 6)`: a row for every such frame and class, which come first.
+    """
     frames, classes = np.nonzero(kinds[1] + kinds[3])
-    rows = np.stack([frames, classes, *(kind[frames, classes] for kind in kinds)], axis=1)
-    return {"video_id": video_id, "num_frames": len(kinds[0]), "areas": rows.tolist()}
+    return np.stack([frames, classes, *(kind[frames, classes] for kind in kinds)], axis=1)
 
 
 def check_ids(labels: Any, num_labels: int, name: str, ignored: bool) -> np.ndarray:
@@ -251,24 +262,50 @@ def semantic_scores(records: Iterable[Record], num_labels: int, protocol: str = 
     if not videos or any(video.get("areas") is None for video in videos):
         raise ValueError("semantic scores need at least one video, and a label map for every one.")
     rows = np.array([row for video in videos for row in video["areas"]], dtype=np.int64).reshape(-1, 6)
-    classes = rows[:, 1]
+    sums = sum_classes(rows, num_labels, protocol)
+    num_frames = sum(video["num_frames"] for video in videos)
+    return {"num_videos": len(videos)} | scores_of_sums(sums, protocol, num_frames)
+
+
+def sum_classes(areas: np.ndarray, num_labels: int, protocol: str) -> np.ndarray:
+    """Sums over all frames, by class; the same bits in any order of the rows.
+
+    Args:
+        areas: int64 `(R, 6)`, see [`class_areas`].
+        num_labels (`int`): K, background included.
+        protocol (`str`): "avsbench" or "dataset".
+
+    Returns:
+        float64 `(3, K)`: "avsbench": sums of IoU and of F, number of frames; "dataset": intersection, predicted area,
+        true area.
+
+    Raises:
+        ValueError: a class id that does not exist.
+    """
+    classes = areas[:, 1]
     if classes.max(initial=0) >= num_labels:
         raise ValueError(f"class id {classes.max()} does not exist, there are {num_labels}.")
-    overlap, predicted, valid, true = rows[:, 2:].T
+    overlap, predicted, valid, true = areas[:, 2:].T
     if protocol == "dataset":
-        sums = np.zeros((3, num_labels), dtype=np.int64)
-        for total, area in zip(sums, (overlap, valid, true), strict=True):
+        totals = np.zeros((3, num_labels), dtype=np.int64)
+        for total, area in zip(totals, (overlap, valid, true), strict=True):
             np.add.at(total, classes, area)
+        return totals.astype(np.float64)
+    iou, f_score, _ = class_scores(overlap, predicted, true)
+    order = np.argsort(classes, kind="stable")
+    ends = np.cumsum(np.bincount(classes, minlength=num_labels))[:-1]
+    sums = [[math.fsum(part) for part in np.split(values[order], ends)] for values in (iou, f_score)]
+    return np.array([*sums, np.bincount(classes, minlength=num_labels)], dtype=np.float64)
+
+
+def scores_of_sums(sums: np.ndarray, protocol: str, num_frames: int) -> dict[str, Any]:
+    """The scores of [`summarize_classes`] from [`sum_classes`]."""
+    if protocol == "dataset":
         iou, f_score, seen = class_scores(*sums)
     else:
-        values, f_values, counted = class_scores(overlap, predicted, true)
-        seen = np.bincount(classes[counted], minlength=num_labels)
-        iou, f_score = (
-            np.array([math.fsum(column[classes == label]) / max(seen[label], 1) for label in range(num_labels)])
-            for column in (values, f_values)
-        )
-    num_frames = sum(video["num_frames"] for video in videos)
-    return {"num_videos": len(videos)} | summarize_classes(iou, f_score, seen > 0, num_frames)
+        seen = sums[2] > 0
+        iou, f_score = sums[:2] / np.maximum(sums[2], 1)
+    return summarize_classes(iou, f_score, seen, num_frames)
 
 
 def video_iou(record: Record) -> float:
