@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+
+GRACE_SECONDS = 5.0
 
 
 def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: int = 1) -> Iterator[Any]:
@@ -50,8 +55,7 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: i
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
     except BaseException as error:
-        for process in list((pool._processes or {}).values()):  # they would finish what nobody waits for
-            process.terminate()
+        _end(list((pool._processes or {}).values()))  # they would finish what nobody waits for
         if isinstance(error, BrokenProcessPool):
             raise ChildProcessError(
                 "a worker process was killed, perhaps by lack of memory; use fewer processes and run it again, "
@@ -60,6 +64,16 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: i
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:
+    """Ask processes to end, and kill those that do not: one that waits inside a library never sees the signal."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for process in processes:
+        if not multiprocessing.connection.wait([process.sentinel], max(0, deadline - time.monotonic())):
+            process.kill()
 
 
 @contextlib.contextmanager
