@@ -178,7 +178,7 @@ def run_recipe(recipe: TrainingRecipe, output: str | Path, resume: bool = False,
         return result
 
 
-def freeze(model: torch.nn.Module, pattern: str) -> None:
+def freeze(model: ComboForAudioVisualSegmentation, pattern: str) -> None:
     """Leave parameters out of the training.
 
     Raises:
