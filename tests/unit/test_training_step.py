@@ -74,7 +74,8 @@ def test_accumulated_batches_have_the_loss_and_gradient_of_one_big_batch(tmp_pat
     big = records(tmp_path / "big")
     for name in ("small", "single"):
         for ours, wanted in zip(records(tmp_path / name), big, strict=True):
-            assert ours == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+            # AdamW divides small gradients by their size: from the second step on rounding is seen
+            assert ours == pytest.approx(wanted, rel=1e-5 if wanted["step"] == 1 else 5e-4, abs=1e-6)
     plain = recipe(PLAIN, clips_per_batch=1, max_steps=1, learning_rate=1e-4)
     train(fix_points(small_model(PLAIN)), data, plain, tmp_path / "other")
     assert losses(tmp_path / "other")[0] != pytest.approx(big[0]["loss"], rel=1e-3)  # it is not a constant
