@@ -10,7 +10,6 @@ from typing import Any
 from combo_hf.commands.common import PROGRAM, add_command, add_group, positive
 
 
-SUBSETS = ("s4", "ms3", "avss")
 SPLITS = ("train", "val", "test")
 
 
@@ -45,17 +44,7 @@ def build(arguments: argparse.Namespace) -> None:
 
     if arguments.push_to_hub and not arguments.private:
         raise ValueError("--push-to-hub needs --private: AVSBench may not be handed on.")
-    names = (
-        "root",
-        "subset",
-        "output",
-        "splits",
-        "num_processes",
-        "rows_per_shard",
-        "maskiges",
-        "log_mel",
-        "processed",
-    )
+    names = ("root", "subset", "output", "splits", "num_processes", "rows_per_shard", "maskiges", "processed")
     report = build_dataset(
         **{name: getattr(arguments, name) for name in names},
         on_error="skip" if arguments.skip_broken else "raise",
@@ -79,7 +68,6 @@ def check(arguments: argparse.Namespace) -> int:
         arguments.subset,
         num_processes=arguments.num_processes,
         processed=arguments.processed,
-        log_mel=arguments.log_mel,
         decode=not arguments.quick,
     )
     errors = sum(finding.serious for finding in findings)
@@ -104,8 +92,10 @@ def compose(arguments: argparse.Namespace) -> None:
         arguments.grading,
     )
     settings = ComposeSettings(
-        *(None if path is None else str(path) for path in (arguments.objects, arguments.sounds)),
-        *(None if path is None else str(path) for path in (arguments.backgrounds, arguments.splits_from)),
+        objects=str(arguments.objects),
+        sounds=str(arguments.sounds),
+        backgrounds=None if arguments.backgrounds is None else str(arguments.backgrounds),
+        splits_from=None if arguments.splits_from is None else str(arguments.splits_from),
         kind=arguments.kind,
         clips=_counts(arguments.split, arguments.clips),
         seed=arguments.seed,
@@ -176,7 +166,7 @@ def _register_compose(group: Any) -> None:
         "--splits-from", type=Path, metavar="CSV", help="columns id, split; default by a hash of names"
     )
     command.add_argument("--output", type=Path, required=True, help="folder for the data set")
-    command.add_argument("--kind", choices=SUBSETS, default="avss", help="default avss: masks hold class indices")
+    command.add_argument("--kind", default="avss", help="s4, ms3 or avss; default avss: masks hold class indices")
     command.add_argument("--split", nargs="+", choices=SPLITS, default=["train", "val"], metavar="SPLIT")
     command.add_argument("--clips", nargs="+", type=positive, default=[100], help="one number, or one for each split")
     command.add_argument("--frames", type=positive, default=5, help="seconds of a clip, default 5")
@@ -193,7 +183,7 @@ def _register_compose(group: Any) -> None:
 def _register_build(group: Any) -> None:
     example = f"{PROGRAM} data build --subset s4 --root AVSBench --output avsbench --num-processes 4"
     command = add_command(group, "build", build, "AVSBench folders to parquet", example)
-    command.add_argument("--subset", choices=SUBSETS, required=True)
+    command.add_argument("--subset", required=True, help="s4, ms3 or avss")
     command.add_argument("--root", type=Path, required=True, help="folder of AVSBench, or of the subset")
     command.add_argument("--output", type=Path, required=True, help="folder to write to; may hold other subsets")
     command.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help="default all")
@@ -205,7 +195,6 @@ def _register_build(group: Any) -> None:
         default="auto",
         help="auto: where there are any; yes: all or error",
     )
-    command.add_argument("--log-mel", action="store_true", help="also the official pickled log-mel examples")
     command.add_argument("--processed", action="store_true", help="avss: the 224 x 224 pictures, not the native ones")
     command.add_argument("--skip-broken", action="store_true", help="leave damaged clips out, and list them")
     command.add_argument("--restart", action="store_true", help="do not go on with an earlier run")
@@ -218,10 +207,9 @@ def _register_check(group: Any) -> None:
         group, "check", check, "what is wrong with AVSBench folders", f"{PROGRAM} data check AVSBench"
     )
     command.add_argument("root", type=Path, help="folder of AVSBench, or of a subset")
-    command.add_argument("--subset", choices=SUBSETS, help="default all that are there")
+    command.add_argument("--subset", help="s4, ms3 or avss; default all that are there")
     command.add_argument("--num-processes", type=positive, default=1, help="default 1")
     command.add_argument("--processed", action="store_true", help="avss: look at the 224 x 224 pictures")
-    command.add_argument("--log-mel", action="store_true", help="look at the pickled log-mel examples, too")
     command.add_argument("--quick", action="store_true", help="names and sizes only, decode nothing")
     command.add_argument("--all", action="store_true", help="every finding, not two of a kind")
     command.add_argument("--strict", action="store_true", help="exit code 1 for notes as well")

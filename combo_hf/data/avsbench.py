@@ -1,26 +1,17 @@
 """AVSBench: read the official folders, write them as parquet for `datasets`, and say what is wrong with them.
 
-This is the module to import from. `avsbench_layout` has the table of subset differences, `avsbench_rows` and
-`avsbench_audio` read clips, `avsbench_build` writes shards, `avsbench_card` the card, `avsbench_check` finds faults.
+This is the module to import from. `subsets` has the table of subset differences, `avsbench_layout` finds files,
+`avsbench_rows` reads clips, `avsbench_build` writes shards, `avsbench_card` the card, `avsbench_check` finds faults.
 """
 
 from combo_hf.data.avsbench_build import BuildReport, build_dataset
 from combo_hf.data.avsbench_card import push_dataset
 from combo_hf.data.avsbench_check import check_dataset, find_subsets, format_findings
 from combo_hf.data.avsbench_check_clips import Finding
-from combo_hf.data.avsbench_layout import (
-    AVSS_CLASSES,
-    RULES,
-    SPLITS,
-    SUBSETS,
-    ClipEntry,
-    SubsetRule,
-    find_home,
-    parse_objects,
-    read_entries,
-    subset_rule,
-)
-from combo_hf.data.avsbench_rows import RowOptions, built_features, read_rows, to_class_ids
+from combo_hf.data.avsbench_layout import ClipEntry, find_home, parse_objects, read_entries
+from combo_hf.data.avsbench_rows import RowOptions, read_rows
+from combo_hf.data.row_format import to_class_ids
+from combo_hf.data.subsets import AVSS_CLASSES, RULES, SPLITS, SUBSETS, SubsetRule, subset_rule
 
 
 __all__ = [
@@ -34,7 +25,6 @@ __all__ = [
     "RowOptions",
     "SubsetRule",
     "build_dataset",
-    "built_features",
     "check_dataset",
     "find_home",
     "find_subsets",

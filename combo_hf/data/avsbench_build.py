@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.data.avsbench_card import write_card
-from combo_hf.data.avsbench_layout import SPLITS, SUBSETS, ClipEntry, find_home, read_entries, subset_rule
-from combo_hf.data.avsbench_rows import RowOptions, built_features, read_row
+from combo_hf.data.avsbench_layout import ClipEntry, find_home, read_entries
+from combo_hf.data.avsbench_rows import RowOptions, entry_to_row
+from combo_hf.data.row_format import row_features
+from combo_hf.data.subsets import SPLITS, SUBSETS, subset_rule
 from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
 from combo_hf.files.folder_lock import MARKER, only_run
 from combo_hf.files.pool import run_tasks, show_progress
 
 
 GENERATION = 1  # raise when the same folders start to give other bytes
-ROWS_PER_SHARD = {"s4": 512, "ms3": 128, "avss": 128}  # a few hundred MB each
 ROW_GROUP = 16  # what a streaming reader fetches at once, and what a process holds in memory
 ON_ERROR = ("raise", "skip")
 SKIPPED_KEY = b"combo_hf.skipped"
@@ -47,7 +48,6 @@ class BuildSettings:
     splits: tuple[str, ...]
     rows_per_shard: int
     maskiges: str
-    log_mel: bool
     processed: bool
     clips: dict[str, int]
     clips_digest: str
@@ -97,7 +97,6 @@ def build_dataset(
     num_processes: int = 1,
     rows_per_shard: int | None = None,
     maskiges: str = "auto",
-    log_mel: bool = False,
     processed: bool = False,
     on_error: str = "raise",
     resume: bool = True,
@@ -112,7 +111,7 @@ def build_dataset(
         splits (defaults to all): "train", "val", "test".
         num_processes (`int`, defaults to 1): above 1, a script needs the `if __name__ == "__main__"` guard.
         rows_per_shard (`int`, *optional*): clips per file; default 512 (S4) or 128.
-        maskiges, log_mel, processed: see [`RowOptions`].
+        maskiges, processed: see [`RowOptions`].
         on_error (`str`): "raise": stop at a damaged clip; "skip": leave it out and list it in card and report (a later
             call with "raise" writes the shards that lack one again).
         resume (`bool`, defaults to `True`): keep the complete shards of an earlier call with the same settings. Off:
@@ -131,14 +130,14 @@ def build_dataset(
     """
     from tqdm import tqdm
 
-    rows_per_shard = rows_per_shard if rows_per_shard is not None else ROWS_PER_SHARD.get(subset, 1)
+    rows_per_shard = rows_per_shard if rows_per_shard is not None else subset_rule(subset).rows_per_shard
     _check_arguments(splits, num_processes, rows_per_shard, on_error)
-    options, output = RowOptions(maskiges, log_mel, processed), Path(output)
+    options, output = RowOptions(maskiges, processed), Path(output)
     splits = tuple(split for split in SPLITS if split in splits) if set(splits) <= set(SPLITS) else tuple(splits)
     entries = read_entries(root, subset, splits)
     home = find_home(root, subset)
     settings = _settings(entries, home, subset, splits, rows_per_shard, options)
-    built_features(log_mel)  # says early if `datasets` is missing
+    row_features()  # says early if `datasets` is missing
     _check_folder(output)
     with only_run(output):
         folder = _prepare(settings, output, resume)
@@ -189,7 +188,7 @@ def write_shard(shard: Shard) -> int:
     import pyarrow
     import pyarrow.parquet
 
-    schema = built_features(shard.options.log_mel).arrow_schema
+    schema = row_features().arrow_schema
     skipped: list[tuple[str, str]] = []
     with replacing(shard.path) as partial:
         with pyarrow.parquet.ParquetWriter(partial, schema) as writer:
@@ -206,7 +205,7 @@ def _row_groups(shard: Shard, skipped: list[tuple[str, str]]) -> Iterator[list[d
     rows: list[dict[str, Any]] = []
     for entry in shard.entries:
         try:
-            rows.append(read_row(entry, shard.home, rule, shard.options))
+            rows.append(entry_to_row(entry, shard.home, rule, shard.options))
         except ValueError as error:
             if shard.on_error == "raise":
                 raise
@@ -237,9 +236,8 @@ def _settings(
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()
     return BuildSettings(
-        subset, splits, rows_per_shard, options.maskiges, options.log_mel, options.processed, counts, digest,
-        with_maskiges,
-    )  # fmt: skip
+        subset, splits, rows_per_shard, options.maskiges, options.processed, counts, digest, with_maskiges
+    )
 
 
 def _check_folder(output: Path) -> None:

@@ -8,20 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from combo_hf.data.avsbench_layout import SUBSETS, subset_rule
+from combo_hf.data.subsets import SUBSETS, subset_rule
 from combo_hf.files.atomic import write_text
 
 
-TITLES = {
-    "s4": "single source (AVSBench-object)",
-    "ms3": "multiple sources (AVSBench-object)",
-    "avss": "semantic (AVSBench-semantic, v1s + v1m + v2)",
-}
-MASKS = {
-    "s4": "0 and 255, where 255 is what sounds; in `train` the first frame only is annotated",
-    "ms3": "0 and 255, where 255 is what sounds",
-    "avss": "class indices 0 to 70; in `train` the v1s clips are annotated in the first frame only",
-}
 CARD = """---
 pretty_name: AVSBench ({names})
 license: cc-by-nc-4.0
@@ -55,8 +45,8 @@ One row is one clip of T seconds with one frame a second: 5, and 10 in the v2 pa
 - `label_frames`: T flags
 - `maskiges`: T pictures, or null where the folders held none ({maskiges})
 - `audio`: the bytes of a 16 kHz mono file (`soundfile.read(io.BytesIO(row["audio"]["bytes"]))`): the official wav as
-  it is; flac where it had another rate or more channels, or came from the raw film
-{log_mel}{skipped}
+  it is; flac where it had another rate or more channels, or came from the raw video
+{skipped}
 ## Citation
 
 Zhou et al., Audio-Visual Segmentation, ECCV 2022; Zhou et al., Audio-Visual Segmentation with Semantics, 2023.
@@ -80,7 +70,6 @@ def write_card(output: Path) -> None:
             skipped += "".join(f"- {subset} {split}: {name}\n" for name, _ in left_out)
     names = ", ".join(subset.upper() for subset in records)
     first = next(iter(records))
-    log_mel = any(record["log_mel"] for record in records.values())
     processed = records.get("avss", {}).get("processed", False)
     text = CARD.format(
         names=names,
@@ -93,9 +82,8 @@ def write_card(output: Path) -> None:
         else " (AVSS: processed, 224 x 224)"
         if processed
         else " (AVSS: native size)",
-        masks="\n".join(f"  - {subset.upper()}: {MASKS[subset]}" for subset in records),
+        masks="\n".join(f"  - {subset.upper()}: {subset_rule(subset).mask_text}" for subset in records),
         maskiges=", ".join(f"{s.upper()}: {r['clips_with_maskiges']} clips have them" for s, r in records.items()),
-        log_mel="- `log_mel`: the official pickled examples, flattened (T, 1, 96, 64)\n" if log_mel else "",
         skipped=f"\nLeft out because a file is missing or damaged:\n\n{skipped}" if skipped else "",
     )
     write_text(output / "README.md", text)

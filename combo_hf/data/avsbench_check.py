@@ -8,19 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from combo_hf.data.avsbench_check_clips import ClipReport, ClipTask, Finding, check_clip
-from combo_hf.data.avsbench_layout import (
-    AVSS_CLASSES,
-    OFF_SCREEN,
-    RULES,
-    SPLITS,
-    SUBSETS,
-    ClipEntry,
-    find_home,
-    nearest_class,
-    parse_objects,
-    scan_entries,
-    subset_rule,
-)
+from combo_hf.data.avsbench_layout import OFF_SCREEN, ClipEntry, find_home, nearest_class, parse_objects, scan_entries
+from combo_hf.data.subsets import AVSS_CLASSES, RULES, SPLITS, SUBSETS, subset_rule
 from combo_hf.files.pool import run_tasks, show_progress
 
 
@@ -53,7 +42,6 @@ def check_dataset(
     subset: str | None = None,
     num_processes: int = 1,
     processed: bool = False,
-    log_mel: bool = False,
     decode: bool = True,
     progress: bool | None = None,
 ) -> list[Finding]:
@@ -63,7 +51,7 @@ def check_dataset(
         root (`str` or `Path`): the folder of AVSBench, or of a subset.
         subset (`str`, *optional*): "s4", "ms3" or "avss"; default all that are there.
         num_processes (`int`, defaults to 1): above 1, a script needs the `if __name__ == "__main__"` guard.
-        processed, log_mel (`bool`): look at the files that a build with these would take.
+        processed (`bool`): look at the files that a build with this would take.
         decode (`bool`, defaults to `True`): off: names and sizes only, pictures and sound are not decoded.
         progress (`bool`, *optional*): show a bar; default on a terminal only.
 
@@ -75,7 +63,7 @@ def check_dataset(
     """
     subsets = [subset] if subset else find_subsets(root)
     findings: list[Finding] = []
-    films: dict[str, dict[str, set[str]]] = {}
+    videos: dict[str, dict[str, set[str]]] = {}
     for name in subsets:
         own = processed and name == "avss"
         home = find_home(root, name)
@@ -85,12 +73,12 @@ def check_dataset(
             Finding(p.serious, p.code, name, "", f"{meta}:{p.line}" if p.line else meta, p.message) for p in problems
         ]
         findings += _check_tables(entries, home, name)
-        tasks = [ClipTask(entry, home, own, log_mel, decode) for entry in entries]
+        tasks = [ClipTask(entry, home, own, decode) for entry in entries]
         findings += _check_clips(tasks, name, num_processes, progress)
         if entries:
             findings += _extra_clips(entries, home, name)
-        films[name] = _films(entries)
-    findings += _leaks_between(films)
+        videos[name] = _source_videos(entries)
+    findings += _leaks_between(videos)
     return sorted(findings, key=lambda f: (not f.serious, SUBSETS.index(f.subset), f.code))
 
 
@@ -159,18 +147,18 @@ def _copies(reports: Iterable[ClipReport]) -> list[Finding]:
 
 
 def _check_tables(entries: Sequence[ClipEntry], home: Path, subset: str) -> list[Finding]:
-    """Counts, films in several splits, class names: what the csv file alone tells."""
+    """Counts, videos in several splits, class names: what the csv file alone tells."""
     rule, findings = RULES[subset], []
     for split, wanted in rule.counts.items():
         count = sum(entry.split == split for entry in entries)
         if count != wanted:
             text = f"{count} clips; the official subset has {wanted}."
             findings.append(Finding(False, "count", subset, split, split, text))
-    for film, splits in _films(entries).items():
+    for video, splits in _source_videos(entries).items():
         if len(splits) > 1:
-            names = sorted(entry.name for entry in entries if entry.youtube_id == film)
-            text = f"clips of one film in {', '.join(s for s in SPLITS if s in splits)}: {', '.join(names[:4])}."
-            findings.append(Finding(False, "split-leak", subset, "", film, text))
+            names = sorted(entry.name for entry in entries if entry.youtube_id == video)
+            text = f"clips of one video in {', '.join(s for s in SPLITS if s in splits)}: {', '.join(names[:4])}."
+            findings.append(Finding(False, "split-leak", subset, "", video, text))
     if rule.semantic:
         findings += _check_objects(entries, subset) + _check_classes(home, subset)
     return findings
@@ -241,24 +229,25 @@ def _extra_clips(entries: Sequence[ClipEntry], home: Path, subset: str) -> list[
     return findings
 
 
-def _films(entries: Iterable[ClipEntry]) -> dict[str, set[str]]:
-    films: dict[str, set[str]] = defaultdict(set)
+def _source_videos(entries: Iterable[ClipEntry]) -> dict[str, set[str]]:
+    """The videos that the clips were cut from, with the splits of their clips."""
+    videos: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
-        films[entry.youtube_id].add(entry.split)
-    return films
+        videos[entry.youtube_id].add(entry.split)
+    return videos
 
 
-def _leaks_between(films: dict[str, dict[str, set[str]]]) -> list[Finding]:
-    """Films that one subset trains on and another tests on: matters to who trains on both, one after the other."""
+def _leaks_between(videos: dict[str, dict[str, set[str]]]) -> list[Finding]:
+    """Videos that one subset trains on and another tests on: matters to who trains on both, one after the other."""
     findings = []
-    for train in films:
-        for test in films:
+    for train in videos:
+        for test in videos:
             shared = [
-                film
-                for film, splits in films[train].items()
-                if train != test and "train" in splits and films[test].get(film, set()) & {"val", "test"}
+                video
+                for video, splits in videos[train].items()
+                if train != test and "train" in splits and videos[test].get(video, set()) & {"val", "test"}
             ]
             if shared:
-                text = f"{len(shared)} films of its train split are in val or test of {test}."
+                text = f"{len(shared)} videos of its train split are in val or test of {test}."
                 findings.append(Finding(False, "subset-leak", train, "train", min(shared), text))
     return findings

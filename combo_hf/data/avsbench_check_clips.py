@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import unicodedata
 from collections.abc import Iterable
@@ -11,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from combo_hf.data.avsbench_audio import SAMPLING_RATE, read_bytes, read_log_mel, read_sound
-from combo_hf.data.avsbench_layout import AVSS_CLASSES, ClipEntry, SubsetRule, subset_rule
-from combo_hf.data.avsbench_rows import grey_mask, open_image
+from combo_hf.data.avsbench_layout import ClipEntry, label_colors
+from combo_hf.data.avsbench_rows import grey_mask
+from combo_hf.data.row_format import SAMPLING_RATE
+from combo_hf.data.sound import read_sound
+from combo_hf.data.subsets import AVSS_CLASSES, SubsetRule, subset_rule
+from combo_hf.files.pictures import open_image, read_bytes
 from combo_hf.maskige_combo import PALETTE
 
 
@@ -50,7 +52,6 @@ class ClipTask:
     entry: ClipEntry
     home: Path
     processed: bool
-    log_mel: bool
     decode: bool
 
 
@@ -62,17 +63,6 @@ class ClipReport:
     findings: list[Finding] = field(default_factory=list)
     digest: str = ""
     has_maskiges: bool = False
-
-
-@functools.lru_cache(maxsize=1)
-def label_colors() -> np.ndarray:
-    """Colours of `labels_rgb`, uint8 (71, 3) RGB: the palette of PASCAL VOC, the index's bits spread over channels."""
-    colors = np.zeros((len(AVSS_CLASSES), 3), np.uint8)
-    for index in range(len(AVSS_CLASSES)):
-        for bit in range(3):
-            for channel in range(3):
-                colors[index, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-    return colors
 
 
 def check_clip(task: ClipTask) -> ClipReport:
@@ -101,11 +91,6 @@ class _ClipCheck:
         self._label_colors()
         self._audio()
         self._maskiges()
-        if self.task.log_mel:
-            try:
-                read_log_mel(self.path(self.rule.log_mel), self.entry.num_frames, padded=self.rule.semantic)
-            except ValueError as error:
-                self.add("log-mel", self.path(self.rule.log_mel), str(error))
         return self.report
 
     def path(self, template: str, frame: int = 0) -> Path:
@@ -247,11 +232,11 @@ class _ClipCheck:
     def _audio(self) -> None:
         path = self.path(self.rule.wav)
         if not path.is_file():
-            if (film := self.entry.video(self.home, self.rule)) is not None:
-                name = film.relative_to(self.home).as_posix()
+            if (video := self.entry.video(self.home, self.rule)) is not None:
+                name = video.relative_to(self.home).as_posix()
                 self.add("audio-video", path, f"is missing; the sound of {name} is taken", serious=False)
             else:
-                self.add("audio-missing", path, "is missing, and there is no raw film" + _other_form(path))
+                self.add("audio-missing", path, "is missing, and there is no raw video" + _other_form(path))
             return
         if not self.task.decode:
             return

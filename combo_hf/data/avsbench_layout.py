@@ -1,173 +1,29 @@
-"""Where AVSBench keeps what: one table of the differences between S4, MS3 and AVSS, and the reader of their csv files.
+"""Where AVSBench keeps what: its folders by the table in `subsets`, and the reader of its csv files.
 
-The official folders are AVSBench-object/Single-source (S4), AVSBench-object/Multi-sources (MS3) and AVSBench-semantic
-(AVSS, the parts v1s, v1m and v2); the Maskiges lie where the COMBO release looks for them. Names from a csv file are
-checked before they become part of a path.
+Names from a csv file are checked before they become part of a path.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 
-SPLITS = ("train", "val", "test")
+from combo_hf.data.subsets import AVSS_CLASSES, SPLITS, SubsetRule, subset_rule
+
+
 AVSS_LABELS = ("v1s", "v1m", "v2")
 OFF_SCREEN = "off-the-screen"  # the sound of something that is not in the picture
-AVSS_CLASSES: tuple[str, ...] = tuple(
-    """background accordion airplane axe baby bassoon bell bird boat boy bus car cat cello clarinet clipper clock dog
-    donkey drum duck elephant emergency-car erhu flute frying-food girl goose guitar gun guzheng hair-dryer handpan
-    harmonica harp helicopter hen horse keyboard leopard lion man marimba missile-rocket motorcycle mower parrot piano
-    pig pipa saw saxophone sheep sitar sorna squirrel tabla tank tiger tractor train trombone truck trumpet tuba
-    ukulele utv vacuum-cleaner violin wolf woman""".split()
-)
-BINARY_CLASSES = ("background", "object")
 MAX_NAME = 200
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".avi")
-_OBJECT = ("", "AVSBench-object/", "AVSBench_object/")
 _SPELLINGS = {name.replace("-", ""): name for name in (*AVSS_CLASSES[1:], OFF_SCREEN)}
-
-
-@dataclass(frozen=True)
-class SubsetRule:
-    """All in which the subsets differ. Paths are templates below the subset's folder; `{k}` is the frame's number.
-
-    Attributes:
-        homes: where the subset's folder may lie below the folder that a user names, best first.
-        meta: csv file; `id_column` names the clip, `needed` are its columns.
-        marker: a folder or file that only this subset has, by which it is found without its csv.
-        frame, mask, wav, log_mel: files of a clip.
-        maskiges, videos: places that are tried in order; a video's ending is one of `VIDEO_SUFFIXES`.
-        clips: folder pattern of the clips, to find those that the csv does not list.
-        label_rgb: colour pictures of the labels (AVSS).
-        first: number of the first frame.
-        size: (width, height) that frames must have, or `None` for any.
-        classes: names, background first.
-        counts: official number of clips for each split.
-    """
-
-    name: str
-    homes: tuple[str, ...]
-    meta: str
-    id_column: str
-    needed: tuple[str, ...]
-    marker: str
-    frame: str
-    mask: str
-    wav: str
-    log_mel: str
-    maskiges: tuple[str, ...]
-    videos: tuple[str, ...]
-    clips: str
-    first: int
-    size: tuple[int, int] | None
-    classes: tuple[str, ...]
-    counts: dict[str, int]
-    label_rgb: str | None = None
-
-    @property
-    def semantic(self) -> bool:
-        """Masks hold class indices rather than 0 and 255."""
-        return len(self.classes) > 2
-
-
-RULES: dict[str, SubsetRule] = {
-    "s4": SubsetRule(
-        name="s4",
-        homes=("", "Single-source", *(f"{parent}Single-source" for parent in _OBJECT[1:])),
-        meta="s4_meta_data.csv",
-        id_column="name",
-        needed=("name", "category", "split"),
-        marker="s4_data",
-        frame="s4_data/visual_frames/{split}/{category}/{name}/{name}_{k}.png",
-        mask="s4_data/gt_masks/{split}/{category}/{name}/{name}_{k}.png",
-        wav="s4_data/audio_wav/{split}/{category}/{name}.wav",
-        log_mel="s4_data/audio_log_mel/{split}/{category}/{name}.pkl",
-        maskiges=("s4_data/pre_SAM_mask/{split}/{category}/{name}/{name}_{k}_mask_color.png",),
-        videos=("s4_data/raw_videos/{split}/{category}/{name}", "raw_videos/{split}/{category}/{name}"),
-        clips="s4_data/visual_frames/{split}/*/*",
-        first=1,
-        size=(224, 224),
-        classes=BINARY_CLASSES,
-        counts={"train": 3452, "val": 740, "test": 740},
-    ),
-    "ms3": SubsetRule(
-        name="ms3",
-        homes=("", "Multi-sources", *(f"{parent}Multi-sources" for parent in _OBJECT[1:])),
-        meta="ms3_meta_data.csv",
-        id_column="name",
-        needed=("name", "split"),
-        marker="ms3_data",
-        frame="ms3_data/visual_frames/{name}/{name}.mp4_{k}.png",
-        mask="ms3_data/gt_masks/{split}/{name}/{name}_{k}.png",
-        wav="ms3_data/audio_wav/{split}/{name}.wav",
-        log_mel="ms3_data/audio_log_mel/{split}/{name}.pkl",
-        maskiges=("ms3_data/pre_SAM_mask/{name}/{name}.mp4_{k}_mask_color.png",),
-        videos=("ms3_data/raw_videos/{split}/{name}", "ms3_data/raw_videos/{name}", "raw_videos/{name}"),
-        clips="ms3_data/visual_frames/*",
-        first=1,
-        size=(224, 224),
-        classes=BINARY_CLASSES,
-        counts={"train": 296, "val": 64, "test": 64},
-    ),
-    "avss": SubsetRule(
-        name="avss",
-        homes=("", "AVSBench-semantic", "AVSBench_semantic"),
-        meta="metadata.csv",
-        id_column="uid",
-        needed=("vid", "uid", "a_obj", "split", "label"),
-        marker="label2idx.json",
-        frame="{label}/{name}/frames/{k}.jpg",
-        mask="{label}/{name}/labels_semantic/{k}.png",
-        wav="{label}/{name}/audio.wav",
-        log_mel="{label}/{name}/audio.pkl",
-        maskiges=(
-            "pre_SAM_mask/{label}/{name}/frames/{k}_mask_color.png",
-            "pre_SAM_mask/AVSBench_semantic/{label}/{name}/frames/{k}_mask_color.png",
-        ),
-        videos=("{label}/{name}/video", "raw_videos/{label}/{name}", "raw_videos/{name}"),
-        clips="v[12]*/*",
-        first=0,
-        size=None,
-        classes=AVSS_CLASSES,
-        counts={"train": 8498, "val": 1304, "test": 1554},
-        label_rgb="{label}/{name}/labels_rgb/{k}.png",
-    ),
-}
-SUBSETS = tuple(RULES)
-
-
-def subset_rule(subset: str, processed: bool = False) -> SubsetRule:
-    """The row of the table.
-
-    Args:
-        subset (`str`): "s4", "ms3" or "avss".
-        processed (`bool`): AVSS only: the 224 x 224 pictures that the official script makes, in place of those of
-            native size. Their Maskiges differ too: the training pictures are cropped.
-
-    Raises:
-        ValueError: another name, or `processed` for a subset that has no such pictures.
-    """
-    if subset not in RULES:
-        raise ValueError(f"unknown subset {subset!r}; use one of {list(RULES)}.")
-    rule = RULES[subset]
-    if not processed:
-        return rule
-    if subset != "avss":
-        raise ValueError(f"subset {subset}: its pictures are 224 x 224 as they are; processed is for avss only.")
-    return replace(
-        rule,
-        frame=rule.frame.replace("/frames/", "/processed_frames/"),
-        mask=rule.mask.replace("/labels_semantic/", "/processed_labels_semantic/"),
-        maskiges=tuple(place.replace("/frames/", "/processed_frames/") for place in rule.maskiges),
-        size=(224, 224),
-        label_rgb=None,
-    )
 
 
 @dataclass(frozen=True)
@@ -178,7 +34,7 @@ class ClipEntry:
         name: id of the clip (S4 and MS3: `name`, AVSS: `uid`).
         category: S4: the category; MS3: ""; AVSS: its `a_obj` as written.
         label: AVSS: "v1s", "v1m" or "v2"; else "".
-        youtube_id: the film that the clip was cut from.
+        youtube_id: the video that the clip was cut from.
         line: of the csv file, counting from 1.
     """
 
@@ -218,7 +74,7 @@ class ClipEntry:
         return None
 
     def video(self, home: Path, rule: SubsetRule) -> Path | None:
-        """The raw film, if there is one."""
+        """The raw video, if there is one."""
         for template in rule.videos:
             stem = self.path(home, rule, template)
             for suffix in VIDEO_SUFFIXES:
@@ -333,6 +189,17 @@ def nearest_class(word: str) -> str | None:
     return close[0] if close else None
 
 
+@functools.lru_cache(maxsize=1)
+def label_colors() -> np.ndarray:
+    """Colours of `labels_rgb`, uint8 (71, 3) RGB: the palette of PASCAL VOC, the index's bits spread over channels."""
+    colors = np.zeros((len(AVSS_CLASSES), 3), np.uint8)
+    for index in range(len(AVSS_CLASSES)):
+        for bit in range(3):
+            for channel in range(3):
+                colors[index, channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+    return colors
+
+
 class _BadFile(Exception):
     """A csv file as a whole: (code, message)."""
 
@@ -383,7 +250,7 @@ def _row_problem(row: dict[str, str], rule: SubsetRule) -> MetaProblem | None:
 def _entry(row: dict[str, str], rule: SubsetRule, line: int) -> ClipEntry:
     name = row[rule.id_column]
     category = row["a_obj"] if rule.semantic else row.get("category", "") if "category" in rule.needed else ""
-    film = row["vid"].strip() if rule.semantic else name
+    video = row["vid"].strip() if rule.semantic else name
     label = row["label"].strip() if rule.semantic else ""
-    # Ids of YouTube have 11 characters; MS3, and v1m after it, count several clips of one film with "_0", "_1".
-    return ClipEntry(rule.name, row["split"].strip(), name, category, label, film[:11], line)
+    # Ids of YouTube have 11 characters; MS3, and v1m after it, count several clips of one video with "_0", "_1".
+    return ClipEntry(rule.name, row["split"].strip(), name, category, label, video[:11], line)

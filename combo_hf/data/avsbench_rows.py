@@ -8,23 +8,21 @@ Everything is decoded once on the way, so that no damaged file gets into a data 
 from __future__ import annotations
 
 import functools
-import io
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from combo_hf.data.avsbench_audio import read_audio, read_bytes, read_log_mel
-from combo_hf.data.avsbench_layout import ClipEntry, SubsetRule, find_home, parse_objects, read_entries, subset_rule
+from combo_hf.data.avsbench_layout import ClipEntry, find_home, parse_objects, read_entries
+from combo_hf.data.row_format import SAMPLING_RATE, UNLABELLED, picture_entry, png_bytes, sound_entry, to_class_ids
+from combo_hf.data.sound import read_sound
+from combo_hf.data.subsets import SubsetRule, subset_rule
+from combo_hf.files.pictures import load_image, open_image, read_bytes
+from combo_hf.image_processing_combo import IGNORE_INDEX
 
 
-UNLABELLED = 255  # fills the masks of frames without annotation
-IGNORE_INDEX = 255
-MAX_PIXELS = 50_000_000
 MASKIGE_CHOICES = ("auto", "yes", "no")
 
 
@@ -34,12 +32,10 @@ class RowOptions:
 
     Attributes:
         maskiges: "auto": those of the clips that have any, "yes": every clip must have them, "no": none.
-        log_mel: also the official pickled log-mel examples, in a column of their own.
         processed: AVSS: the 224 x 224 pictures of the official script in place of those of native size.
     """
 
     maskiges: str = "auto"
-    log_mel: bool = False
     processed: bool = False
 
     def __post_init__(self) -> None:
@@ -47,20 +43,8 @@ class RowOptions:
             raise ValueError(f"maskiges must be one of {list(MASKIGE_CHOICES)}, got {self.maskiges!r}.")
 
 
-def built_features(log_mel: bool = False) -> Any:
-    """The `datasets.Features` of the rows: those of `combo_hf.data.synthetic`, and `log_mel` (n * 96 * 64 numbers)."""
-    from combo_hf.data.synthetic.dataset import row_features
-
-    features = row_features()
-    if log_mel:
-        from datasets import List, Value
-
-        features["log_mel"] = List(Value("float32"))
-    return features
-
-
 def read_rows(
-    root: str | Path, subset: str, split: str, maskiges: str = "auto", log_mel: bool = False, processed: bool = False
+    root: str | Path, subset: str, split: str, maskiges: str = "auto", processed: bool = False
 ) -> Iterator[dict[str, Any]]:
     """The rows of a split, read from the official folders one after the other, sorted by video_id.
 
@@ -68,7 +52,7 @@ def read_rows(
         root (`str` or `Path`): the folder of AVSBench, or of the subset.
         subset (`str`): "s4", "ms3" or "avss".
         split (`str`): "train", "val" or "test".
-        maskiges, log_mel, processed: see [`RowOptions`].
+        maskiges, processed: see [`RowOptions`].
 
     Yields:
         `dict`: video_id, subset, split, category, frames, masks, label_frames, maskiges, audio; bytes, never paths.
@@ -76,13 +60,13 @@ def read_rows(
     Raises:
         ValueError: an unknown name, a csv file with errors, or a clip with a missing or damaged file; names it.
     """
-    rule, options = subset_rule(subset, processed), RowOptions(maskiges, log_mel, processed)
+    rule, options = subset_rule(subset, processed), RowOptions(maskiges, processed)
     entries, home = read_entries(root, subset, (split,)), find_home(root, subset)
     for entry in entries:
-        yield read_row(entry, home, rule, options)
+        yield entry_to_row(entry, home, rule, options)
 
 
-def read_row(entry: ClipEntry, home: Path, rule: SubsetRule, options: RowOptions) -> dict[str, Any]:
+def entry_to_row(entry: ClipEntry, home: Path, rule: SubsetRule, options: RowOptions) -> dict[str, Any]:
     """One clip as a row, see [`read_rows`].
 
     Raises:
@@ -91,76 +75,19 @@ def read_row(entry: ClipEntry, home: Path, rule: SubsetRule, options: RowOptions
     try:
         frames, size = _read_frames(entry.paths(home, rule, rule.frame))
         names = parse_objects(entry.category)[0] if rule.semantic else [entry.category]
-        row = {
+        return {
             "video_id": entry.name,
             "subset": entry.subset,
             "split": entry.split,
             "category": ",".join(names),
-            "frames": [_stored(data) for data in frames],
-            "masks": [_stored(data) for data in _read_masks(entry, home, rule, size)],
+            "frames": [picture_entry(data) for data in frames],
+            "masks": [picture_entry(data) for data in _read_masks(entry, home, rule, size)],
             "label_frames": entry.label_frames,
             "maskiges": _read_maskiges(entry, home, rule, size, options.maskiges),
-            "audio": read_audio(entry, home, rule),
+            "audio": _read_audio(entry, home, rule),
         }
-        if options.log_mel:
-            path = entry.path(home, rule, rule.log_mel)
-            row["log_mel"] = read_log_mel(path, entry.num_frames, padded=rule.semantic).reshape(-1)
     except ValueError as error:
         raise ValueError(f"{entry.subset} {entry.split} clip {entry.name}: {error}") from error
-    return row
-
-
-def open_image(data: bytes, name: str, decode: bool = True) -> Image.Image:
-    """Open a picture, and decode it in full unless told not to.
-
-    Raises:
-        ValueError: damaged, no picture, or of more than 50 million pixels.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below is stricter
-            image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read.")
-        if decode:
-            image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        what = "is empty" if not data else f"is damaged or no picture ({str(error).splitlines()[0][:80]})"
-        raise ValueError(f"{name} {what}.") from error
-    return image
-
-
-def to_class_ids(mask: Any, subset: str) -> np.ndarray:
-    """An annotated mask of a row -> class indices.
-
-    S4 and MS3 come as 0 and 255: 255 is the object there, and not "ignored". Grey levels between are cut at one half.
-    Masks that hold class indices already (0 and 1, or those of the synthetic sets) stay as they are, and so does AVSS.
-
-    Args:
-        mask: PIL image (a palette gives its indices) or integers (H, W).
-        subset (`str`): "s4", "ms3" or "avss".
-
-    Returns:
-        `np.ndarray` (H, W) uint8.
-
-    Raises:
-        ValueError: an unknown subset, or another number of axes.
-    """
-    rule = subset_rule(subset)
-    if isinstance(mask, Image.Image) and mask.mode not in ("1", "L", "P"):
-        mask = mask.convert("L")
-    array = np.asarray(mask)
-    if array.ndim != 2:
-        raise ValueError(f"wanted a mask of shape (H, W), got {array.shape}; colours are not class indices.")
-    array = array.astype(np.uint8)
-    if rule.semantic or array.max(initial=0) < 71:
-        return array
-    values = np.flatnonzero(np.bincount(array.ravel(), minlength=256))
-    return array if ((values > 0) & (values < 71)).any() and not _is_soft(values) else (array > 127).astype(np.uint8)
-
-
-def _is_soft(values: np.ndarray) -> bool:
-    return bool(((values > 70) & (values < 255)).any())
 
 
 def grey_mask(data: bytes, rule: SubsetRule, name: str) -> tuple[bytes, np.ndarray, tuple[int, int]]:
@@ -186,7 +113,7 @@ def grey_mask(data: bytes, rule: SubsetRule, name: str) -> tuple[bytes, np.ndarr
             raise ValueError(
                 f"{name} holds the classes {unknown}; there are 0 to {len(rule.classes) - 1}, 255 = ignored."
             )
-        return (data if (levels == ids).all() else _png(ids)), ids, image.size
+        return (data if (levels == ids).all() else png_bytes(ids)), ids, image.size
     if image.mode == "P":  # indices may be 0 and 1, 0 and 255, or any other pair
         ids = (array > 0).astype(np.uint8)
         same = (to_class_ids(image.convert("L"), rule.name) == ids).all() and (
@@ -197,13 +124,13 @@ def grey_mask(data: bytes, rule: SubsetRule, name: str) -> tuple[bytes, np.ndarr
         same = True
     if ids.max(initial=0) > 1:
         raise ValueError(f"{name} holds the levels {np.unique(array)[:8].tolist()}; wanted 0 and 255.")
-    return (data if same else _png(ids * 255)), ids, image.size
+    return (data if same else png_bytes(ids * 255)), ids, image.size
 
 
 @functools.lru_cache(maxsize=8)
 def unlabelled_mask(size: tuple[int, int]) -> bytes:
     """PNG of (width, height) filled with 255."""
-    return _png(np.full(size[::-1], UNLABELLED, np.uint8))
+    return png_bytes(np.full(size[::-1], UNLABELLED, np.uint8))
 
 
 def _read_frames(paths: Sequence[Path]) -> tuple[list[bytes], list[tuple[int, int]]]:
@@ -214,10 +141,7 @@ def _read_frames(paths: Sequence[Path]) -> tuple[list[bytes], list[tuple[int, in
         sizes.append(image.size)
         if image.format == "JPEG":  # decoding at an eighth of the size finds damage as well
             image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
-        try:
-            image.load()
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path.name} is damaged ({str(error).splitlines()[0][:80]}).") from error
+        load_image(image, path.name)
         frames.append(data)
     return frames, sizes
 
@@ -245,21 +169,37 @@ def _read_maskiges(
         if wanted == "yes":
             raise ValueError("it has no Maskiges; generate them, or build without.")
         return None
-    found = []
+    maskiges = []
     for path, size in zip(entry.paths(home, rule, place), sizes, strict=True):
         data = read_bytes(path)
         image = open_image(data, path.name)
         if image.size != size:
             raise ValueError(f"{path.name} is {image.width} x {image.height}, its frame {size[0]} x {size[1]}.")
-        found.append(_stored(data))
-    return found
+        maskiges.append(picture_entry(data))
+    return maskiges
 
 
-def _stored(data: bytes) -> dict[str, Any]:
-    return {"bytes": data, "path": None}
+def _read_audio(entry: ClipEntry, home: Path, rule: SubsetRule) -> dict[str, Any]:
+    """The wav as it is if it is 16 kHz mono, else resampled; where it is missing, the sound of the raw video.
 
+    Raises:
+        ValueError: missing, damaged, without samples, or with NaN.
+    """
+    path = entry.path(home, rule, rule.wav)
+    video = None if path.exists() else entry.video(home, rule)
+    if video is not None:
+        from combo_hf.media_combo import load_audio
 
-def _png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
-    return buffer.getvalue()
+        waveform, _ = load_audio(video)
+        return sound_entry(waveform[: entry.num_frames * SAMPLING_RATE], entry.name)
+    data = read_bytes(path)
+    samples, rate, bad = read_sound(data, path.name)
+    if bad:
+        raise ValueError(f"{path.name} has {bad} samples that are NaN or infinite.")
+    if rate == SAMPLING_RATE and samples.shape[1] == 1:
+        return {"bytes": data, "path": f"{entry.name}.wav"}
+    import torch
+    import torchaudio
+
+    mono = torch.from_numpy(samples.mean(axis=1))
+    return sound_entry(torchaudio.functional.resample(mono, rate, SAMPLING_RATE).numpy(), entry.name)

@@ -10,15 +10,8 @@ from typing import Any
 import torch
 
 from combo_hf.data.collate import SILENCE, ClipExample, example_generator
-from combo_hf.data.rows import (
-    HINT,
-    READ_COLUMNS,
-    REQUIRED_COLUMNS,
-    MaskigeMaker,
-    check_columns,
-    read_row,
-    require_maskiges,
-)
+from combo_hf.data.row_format import HINT, READ_COLUMNS, REQUIRED_COLUMNS, check_columns
+from combo_hf.data.rows import MaskigeMaker, decode_row, require_maskiges
 from combo_hf.data.transforms import EvalTransform, TrainTransform
 
 
@@ -104,7 +97,7 @@ class AvsbenchClips(torch.utils.data.Dataset):
         if not -count <= index < count:
             raise IndexError(f"row {index} of {count}.")
         index = int(index) % count
-        clip = read_row(self._rows[index], self.num_labels, self.use_maskige, self._maker)
+        clip = decode_row(self._rows[index], self.num_labels, self.use_maskige, self._maker)
         if self.use_maskige:
             require_maskiges(clip)
         example = self.transform(clip, example_generator(self.seed, self.epoch, index))
@@ -112,17 +105,6 @@ class AvsbenchClips(torch.utils.data.Dataset):
             silence = torch.full_like(example.input_features, SILENCE)
             example = dataclasses.replace(example, input_features=silence)
         return example
-
-    def video_ids(self) -> list[str]:
-        """Name of every row; reads nothing else."""
-        if isinstance(self._rows, _ArrowRows):
-            return list(self._rows.column("video_id"))
-        return [row["video_id"] for row in self._rows]
-
-    def variant(self, **changes: Any) -> AvsbenchClips:
-        """The same rows with other `transform`, `seed`, `use_maskige`, `proposal_generator` or `silence_audio`."""
-        names = ("transform", "num_labels", "seed", "use_maskige", "proposal_generator", "silence_audio")
-        return AvsbenchClips(self.dataset, **({name: getattr(self, name) for name in names} | changes))
 
 
 class ComboTransform:
@@ -168,7 +150,7 @@ class ComboTransform:
             raise ValueError(f"the rows lack the columns {missing}, they have {list(rows)}. {HINT}")
         clips = []
         for values in zip(*(rows[column] for column in names), strict=True):
-            clip = read_row(dict(zip(names, values, strict=True)), self.num_labels, self.use_maskige, self._maker)
+            clip = decode_row(dict(zip(names, values, strict=True)), self.num_labels, self.use_maskige, self._maker)
             if self.use_maskige:
                 require_maskiges(clip)
             digest = hashlib.sha256(clip.video_id.encode()).digest()
@@ -188,9 +170,6 @@ class _ArrowRows:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dataset[index].to_pylist()[0]
-
-    def column(self, name: str) -> list[Any]:
-        return self.dataset.select_columns([name])[:][name].to_pylist()
 
 
 def _as_rows(dataset: Any, use_maskige: bool) -> Any:

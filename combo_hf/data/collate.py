@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.data.rows import ClipPictures, make_pictures, read_row
+from combo_hf.data.rows import ClipPictures, make_pictures
 from combo_hf.feature_extraction_combo import LOG_OFFSET
 from combo_hf.image_processing_combo import ComboImageProcessor, frame_targets, normalize
 
@@ -147,20 +147,6 @@ def make_example(
     return plain_example(clip, image_size)
 
 
-def row_to_example(row: Mapping[str, Any], image_size: int, num_labels: int) -> ClipExample:
-    """Turn a data set row into a clip at the input size, without augmentation.
-
-    Args:
-        row, num_labels: see [`read_row`].
-        image_size (`int`): side in pixels.
-
-    Raises:
-        ValueError: a part is missing or cannot be read; names the clip.
-        ImportError: soundfile is not installed.
-    """
-    return plain_example(read_row(row, num_labels), image_size)
-
-
 class ComboCollator:
     """Clips -> what [`ComboForAudioVisualSegmentation`] takes, and `video_ids` beside it.
 
@@ -188,24 +174,25 @@ class ComboCollator:
             raise TypeError(f"a batch: wanted a list of clips, got {type(examples).__name__}.")
         if not examples:
             raise ValueError("cannot make a batch of no clips.")
-        examples = [as_example(entry) for entry in examples]
-        sizes = {tuple(example.frames.shape[2:]) for example in examples}
+        clips = [as_example(entry) for entry in examples]
+        sizes = {tuple(example.frames.shape[2:]) for example in clips}
         if len(sizes) > 1:
             raise ValueError(f"the clips of a batch must have one image size, got {sorted(sizes)}.")
-        batch: dict[str, Any] = {"pixel_values": self._normalise([example.frames for example in examples])}
+        batch: dict[str, Any] = {"pixel_values": self._normalise([example.frames for example in clips])}
         if self.use_maskige:
-            without = [example.video_id for example in examples if example.maskiges is None]
-            if without:
+            maskiges = [example.maskiges for example in clips if example.maskiges is not None]
+            if len(maskiges) < len(clips):
+                without = [example.video_id for example in clips if example.maskiges is None]
                 raise ValueError(f"clips without Maskiges: {without}; make them, or use a model without.")
-            batch["maskige_values"] = self._normalise([example.maskiges for example in examples])
-        targets = [frame_targets(mask) for example in examples for mask in example.masks]
+            batch["maskige_values"] = self._normalise(maskiges)
+        targets = [frame_targets(mask) for example in clips for mask in example.masks]
         return batch | {
-            "input_features": torch.cat([example.input_features for example in examples]),
-            "num_frames": torch.tensor([len(example.frames) for example in examples]),
+            "input_features": torch.cat([example.input_features for example in clips]),
+            "num_frames": torch.tensor([len(example.frames) for example in clips]),
             "mask_labels": [masks for masks, _ in targets],
             "class_labels": [classes for _, classes in targets],
-            "label_frames": torch.cat([example.label_frames for example in examples]),
-            "video_ids": [example.video_id for example in examples],
+            "label_frames": torch.cat([example.label_frames for example in clips]),
+            "video_ids": [example.video_id for example in clips],
         }
 
     def _normalise(self, pictures: list[torch.Tensor]) -> torch.Tensor:

@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from combo_hf.data.avsbench_rows import built_features
 from combo_hf.data.compose import ComposedClip, ComposeRules, Parts, compose_clip, read_parts
-from combo_hf.data.compose_sounds import SAMPLING_RATE
-from combo_hf.files.atomic import replacing
+from combo_hf.data.row_format import SAMPLING_RATE, row_features, sound_entry
+from combo_hf.files.atomic import replacing, write_text
 from combo_hf.files.pool import run_tasks, show_progress
 
 
@@ -115,12 +114,8 @@ class _Shard:
 def to_row(clip: ComposedClip) -> dict[str, Any]:
     """A composed clip as a data set row: frames as JPEG, masks as PNG (0 and 255 for "s4" and "ms3", class indices for
     "avss"; 255 everywhere where a frame is not annotated), sound as flac."""
-    import soundfile
-
     masks = [mask if clip.kind == "avss" else np.where(mask > 0, 255, 0).astype(np.uint8) for mask in clip.masks]
     masks = [m if known else np.full_like(m, 255) for m, known in zip(masks, clip.label_frames, strict=True)]
-    audio = io.BytesIO()
-    soundfile.write(audio, clip.waveform, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
     return {
         "video_id": clip.video_id,
         "subset": clip.kind,
@@ -130,7 +125,7 @@ def to_row(clip: ComposedClip) -> dict[str, Any]:
         "masks": [_encoded(Image.fromarray(mask), "PNG") for mask in masks],
         "label_frames": list(clip.label_frames),
         "maskiges": None,
-        "audio": {"bytes": audio.getvalue(), "path": f"{clip.video_id}.flac"},
+        "audio": sound_entry(clip.waveform, clip.video_id),
     }
 
 
@@ -158,7 +153,7 @@ def compose_dataset(
     parts = {split: settings.parts(split) for split in settings.clips}
     for split, of in parts.items():
         settings.make(of, split, 0)  # refuses bad values before any file is touched
-    built_features()
+    row_features()
     _prepare(output, settings.to_json(parts))
     shards, lines = _shards(settings, output), {}
     with tqdm(total=sum(settings.clips.values()), unit="clip", disable=show_progress(progress)) as bar:
@@ -200,9 +195,8 @@ def _write_shard(shard: _Shard) -> tuple[_Shard, str]:
             record["video"] = f"videos/{shard.split}/{clip.video_id}.mp4"
             _write_video(clip, shard.output / record["video"], settings.video_height)
         lines.append(json.dumps(record) + "\n")
-    with replacing(notes) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
-    table = pyarrow.Table.from_pylist(rows, schema=built_features().arrow_schema)
+    write_text(notes, "".join(lines))
+    table = pyarrow.Table.from_pylist(rows, schema=row_features().arrow_schema)
     with replacing(table_path) as temporary:
         pyarrow.parquet.write_table(table, temporary, row_group_size=16)
     return shard, "".join(lines)
@@ -212,8 +206,7 @@ def _write_video(clip: ComposedClip, path: Path, height: int) -> None:
     from combo_hf.results.video import write_video
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        write_video(temporary, clip.render_video(FPS, height), FPS, clip.waveform, SAMPLING_RATE)
+    write_video(path, clip.render_video(FPS, height), FPS, clip.waveform, SAMPLING_RATE)
 
 
 def _prepare(output: Path, settings: str) -> None:
@@ -225,8 +218,7 @@ def _prepare(output: Path, settings: str) -> None:
         for path in (*output.glob("data/*-of-*.*"), *output.glob("videos/*/composed_*.mp4")):
             path.unlink()
     (output / "data").mkdir(parents=True, exist_ok=True)
-    with replacing(record) as temporary:
-        temporary.write_text(settings, encoding="utf-8")
+    write_text(record, settings)
 
 
 def _describe(settings: ComposeSettings, parts: Mapping[str, Parts], output: Path) -> None:
@@ -249,8 +241,7 @@ def _describe(settings: ComposeSettings, parts: Mapping[str, Parts], output: Pat
         grading=rules.grading,
     )
     for name, text in (("classes.txt", "".join(f"{c}\n" for c in ("background", *classes))), ("README.md", card)):
-        with replacing(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(output / name, text)
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> dict[str, bytes | None]:

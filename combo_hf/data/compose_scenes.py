@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+from combo_hf.files.pictures import open_image, read_bytes
+
 
 ZOOM = (1.0, 1.5)  # of a photograph over what is needed to cover its region
 DRIFT = 0.25  # share of the free way that a photograph moves over the clip
@@ -58,15 +60,11 @@ def read_picture(image: Path, mask: Path | None) -> Picture:
     Raises:
         ValueError: a file that is no picture, an empty mask, or sizes that differ; names the file.
     """
-    try:
-        with Image.open(image) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGB")
-        if mask is None:
-            return Picture(picture, None)
-        with Image.open(mask) as file:
-            values = np.asarray(file if file.mode in ("1", "L", "P", "I;16", "I") else file.convert("L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{image}: the picture or its mask cannot be read ({error}).") from error
+    picture = ImageOps.exif_transpose(open_image(read_bytes(image), str(image))).convert("RGB")
+    if mask is None:
+        return Picture(picture, None)
+    file = open_image(read_bytes(mask), str(mask))
+    values = np.asarray(file if file.mode in ("1", "L", "P", "I;16", "I") else file.convert("L"))
     if values.shape != (picture.height, picture.width):
         raise ValueError(f"{mask}: {values.shape[1]} x {values.shape[0]} pixels, its picture {picture.size}.")
     if not values.any():

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from combo_hf.data.avsbench_audio import decode_sound
+from combo_hf.data.row_format import SAMPLING_RATE
+from combo_hf.data.sound import decode_sound
 
 
-SAMPLING_RATE = 16000  # Hz, of everything here
 KEPT_RECORDINGS = 1024  # decoded recordings that a process holds, about 0.3 MB each
 RAMP_S = 0.02  # a source comes and goes in so many seconds, without a click
 LEVELS_DB = (-34.0, -14.0)  # RMS of a source, relative to full scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,9 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from combo_hf.data.avsbench_audio import decode_sound
-from combo_hf.data.avsbench_layout import AVSS_CLASSES, BINARY_CLASSES, subset_rule
-from combo_hf.data.avsbench_rows import IGNORE_INDEX, to_class_ids
+from combo_hf.data.row_format import to_class_ids
+from combo_hf.data.sound import decode_sound
+from combo_hf.data.subsets import subset_rule
+from combo_hf.files.pictures import open_image
+from combo_hf.image_processing_combo import IGNORE_INDEX
 from combo_hf.results.pictures import (
     BACKGROUND,
     FAINT,
@@ -70,16 +71,6 @@ def row_picture(row: Mapping[str, Any], class_names: Sequence[str] | None = None
             place = (LEFT + column * (cell[0] + GAP), wave_top + WAVE + GAP + line * 18)
             draw_text(draw, place, fit_text(name, cell[0], 14), tuple(colors[index]) if index else FAINT, 14)
     return sheet
-
-
-def show_row(row: Mapping[str, Any], class_names: Sequence[str] | None = None, tile: int = 160) -> Image.Image:
-    """[`row_picture`], opened in the system's viewer unless a notebook will show what this returns."""
-    picture = row_picture(row, class_names, tile)
-    try:
-        get_ipython()  # type: ignore[name-defined]  # noqa: F821
-    except NameError:
-        picture.show(title=str(row["video_id"]))
-    return picture
 
 
 @dataclass
@@ -139,15 +130,15 @@ def count_rows(rows: Iterable[Mapping[str, Any]], class_names: Sequence[str] | N
             ids = to_class_ids(_image(mask), row["subset"])
             share = np.bincount(ids.ravel(), minlength=256) / ids.size
             share[IGNORE_INDEX] = 0
-            present = np.flatnonzero(share)
-            if present.size and present[-1] >= len(names):
+            present = np.flatnonzero(share).tolist()
+            if present and present[-1] >= len(names):
                 raise ValueError(f"clip {row['video_id']} holds class {present[-1]}; there are {len(names)} names.")
             counts.annotated += 1
             counts.empty += not share[1:].any()
             counts.classes.update(names[index] for index in present if index)
             areas, total = areas + share, total + share.sum()
     if total:
-        counts.pixels = {names[index]: float(areas[index] / total) for index in np.flatnonzero(areas)}
+        counts.pixels = {names[index]: float(areas[index] / total) for index in np.flatnonzero(areas).tolist()}
     return counts
 
 
@@ -186,7 +177,7 @@ def draw_histogram(counts: Mapping[str, float], title: str, width: int = 720) ->
 def _names(subset: str, class_names: Sequence[str] | None) -> Sequence[str]:
     if class_names is not None:
         return class_names
-    return AVSS_CLASSES if subset_rule(subset).semantic else BINARY_CLASSES
+    return subset_rule(subset).classes
 
 
 def _columns(
@@ -227,7 +218,6 @@ def _waveform(row: Mapping[str, Any]) -> np.ndarray | None:
 def _image(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
         return image
-    try:
-        return Image.open(io.BytesIO(image["bytes"]))
-    except (OSError, TypeError, KeyError) as error:
-        raise ValueError(f"a picture of the row cannot be read ({error}).") from error
+    if not isinstance(image, Mapping) or not isinstance(image.get("bytes"), bytes):
+        raise ValueError("a picture of the row cannot be read (wanted its bytes).")
+    return open_image(image["bytes"], "a picture of the row")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.data.clips import AvsbenchClips, ComboTransform
-from combo_hf.data.rows import HINT, check_columns
+from combo_hf.data.row_format import HINT, SAMPLING_RATE, check_columns
 
 
 __all__ = ["AvsbenchClips", "ComboTransform", "check_columns", "load_avsbench"]
@@ -58,7 +58,7 @@ def load_avsbench(
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` if streaming, of rows with the columns of
-        `combo_hf.data.synthetic.row_features`; `audio` holds the bytes of the sound file.
+        `combo_hf.data.row_format.row_features`; `audio` holds the bytes of the sound file.
 
     Raises:
         ValueError: the split or subset does not exist, the folder holds no such data set, or columns are missing.
@@ -80,7 +80,7 @@ def load_avsbench(
         dataset = _open_builder(datasets, str(folder), split, subset, streaming, options)
     check_columns(dataset.features, name)
     # decoding by `datasets` would need torchcodec and a system FFmpeg
-    return dataset.cast_column("audio", datasets.Audio(sampling_rate=16000, decode=False))
+    return dataset.cast_column("audio", datasets.Audio(sampling_rate=SAMPLING_RATE, decode=False))
 
 
 def _local_folder(path_or_repo: str | Path) -> Path | None:

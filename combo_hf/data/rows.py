@@ -14,18 +14,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.data.avsbench_audio import decode_sound
-from combo_hf.data.avsbench_layout import SUBSETS
-from combo_hf.data.avsbench_rows import open_image, to_class_ids
+from combo_hf.data.row_format import REQUIRED_COLUMNS, to_class_ids
+from combo_hf.data.sound import decode_sound
+from combo_hf.data.subsets import OWN, SUBSETS
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
+from combo_hf.files.pictures import open_image
 from combo_hf.image_processing_combo import to_label_map, to_rgb
+from combo_hf.maskige_combo import paint_maskige
+from combo_hf.proposals_combo import get_proposal_generator
 
 
-REQUIRED_COLUMNS = ("video_id", "frames", "masks", "label_frames", "audio")
-READ_COLUMNS = (*REQUIRED_COLUMNS, "subset", "maskiges")
-COLUMN_TYPES = {"frames": "a list of images", "masks": "a list of images", "label_frames": "a list of booleans"}
 BINARY_LABELS = 2
-HINT = "`combo-hf data build` writes such rows from AVSBench, `combo-hf data synthesize` from synthetic clips."
 
 
 @dataclass
@@ -62,41 +61,21 @@ class MaskigeMaker:
 
     def __init__(self, source: Any) -> None:
         self.source = source
-        self._generate: Callable[[list[Image.Image]], Sequence[Any]] | None = self._make()
+        self._generate: Callable[[list[Image.Image]], Sequence[Any]] | None = get_proposal_generator(source)
 
     def __call__(self, frames: list[Image.Image]) -> list[Image.Image]:
         """One RGB Maskige per frame, of the frame's size."""
         if self._generate is None:
-            self._generate = self._make()
-        return [Image.fromarray(np.asarray(picture, dtype=np.uint8)) for picture in self._generate(frames)]
+            self._generate = get_proposal_generator(self.source)
+        proposals = self._generate(frames)
+        if len(proposals) != len(frames):
+            raise ValueError(f"the proposal generator gave masks for {len(proposals)} of {len(frames)} frames.")
+        sizes = [(frame.height, frame.width) for frame in frames]
+        pictures = (paint_maskige(masks, size) for masks, size in zip(proposals, sizes, strict=True))
+        return [Image.fromarray(np.asarray(picture, dtype=np.uint8)) for picture in pictures]
 
     def __getstate__(self) -> dict[str, Any]:
         return {"source": self.source, "_generate": None}
-
-    def _make(self) -> Callable[[list[Image.Image]], Sequence[Any]]:
-        from combo_hf.data.synthetic.dataset import make_maskiges
-
-        return make_maskiges(self.source)
-
-
-def check_columns(features: Mapping[str, Any] | None, name: str = "the data set") -> None:
-    """Refuse rows that are no clips.
-
-    Args:
-        features: `datasets.Features`, or `None`, which says nothing and passes.
-        name (`str`): of the data set, for the message.
-
-    Raises:
-        ValueError: says which columns are missing or of another type.
-    """
-    if features is None:
-        return
-    missing = [column for column in REQUIRED_COLUMNS if column not in features]
-    if missing:
-        raise ValueError(f"{name}: columns {missing} are missing, there are {list(features)}. {HINT}")
-    for column, wanted in COLUMN_TYPES.items():
-        if not hasattr(features[column], "feature") and not isinstance(features[column], list):
-            raise ValueError(f"{name}: column {column!r} must hold {wanted}, got {features[column]}. {HINT}")
 
 
 def make_pictures(
@@ -139,7 +118,7 @@ def make_pictures(
         raise ValueError(f"clip {video_id}: {error}") from error
 
 
-def read_row(
+def decode_row(
     row: Mapping[str, Any],
     num_labels: int,
     use_maskige: bool = True,
@@ -150,8 +129,8 @@ def read_row(
     Args:
         row: video_id, frames, masks, label_frames, audio and, if there are any, maskiges and subset; pictures decoded
             or as `{"bytes": ...}`, sound as `{"bytes": ...}` of a file that soundfile reads.
-        num_labels (`int`): K. Masks of S4 and MS3, which hold 0 and 255, become 0 and 1; so do those of another subset
-            if there are two classes.
+        num_labels (`int`): K. Masks of S4 and MS3, which hold 0 and 255, become 0 and 1; so do those of an unknown
+            subset if there are two classes.
         use_maskige (`bool`): off: the clip has no Maskiges, whatever the row holds.
         maskige_maker ([`MaskigeMaker`], *optional*): makes the Maskiges of rows without.
 
@@ -169,7 +148,7 @@ def read_row(
     frames = [_picture(image, name) for image in row["frames"]]
     maskiges = None if pictures is None else [_picture(image, name) for image in pictures]
     subset = row.get("subset")
-    if subset not in SUBSETS:
+    if subset not in (*SUBSETS, OWN):
         subset = "s4" if num_labels == BINARY_LABELS else "avss"
     labels = [_class_ids(_picture(mask, name), subset, name) for mask in masks]
     clip = make_pictures(name, frames, maskiges, waveform, rate, labels, flags, num_labels)

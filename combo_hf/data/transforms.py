@@ -24,13 +24,13 @@ from PIL import Image
 
 from combo_hf.data.collate import ClipExample, plain_example
 from combo_hf.data.rows import ClipPictures
+from combo_hf.data.subsets import GEOMETRIES, OWN, OWN_GEOMETRY, subset_rule
 from combo_hf.image_processing_combo import IGNORE_INDEX
 
 
 SCALE_TENTHS = tuple(range(5, 21))  # shortest side = int(input size * k / 10)
 MAX_SCALE = 4  # longest side in input sizes: 896 pixels for 224
 PAD_COLOUR = 128  # of frames and Maskiges
-GEOMETRIES = {"s4": "scale_crop", "ms3": "scale_crop", "avss": "centre_crop"}
 
 # The colour jitter of SSD (Liu et al., ECCV 2016): each of the four changes happens with probability one half.
 MAX_BRIGHTNESS = 32 / 255  # added
@@ -84,7 +84,7 @@ class TrainTransform:
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)
-        if self.geometry not in GEOMETRIES.values():
+        if self.geometry not in GEOMETRIES:
             raise ValueError(f"geometry: wanted 'scale_crop' or 'centre_crop', got {self.geometry!r}.")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip: wanted a probability in [0, 1], got {self.flip}.")
@@ -123,12 +123,12 @@ class TrainTransform:
         scale, top, left, flip = torch.rand(4, generator=generator).tolist()
         height, width = source
         if self.geometry == "centre_crop":
-            size = tuple(side * self.image_size // min(source) for side in source)
-            offset = tuple(round((side - self.image_size) / 2) for side in size)
+            size = height * self.image_size // min(source), width * self.image_size // min(source)
+            offset = round((size[0] - self.image_size) / 2), round((size[1] - self.image_size) / 2)
         else:
             shortest = self.image_size * SCALE_TENTHS[int(scale * len(SCALE_TENTHS))] // 10
             factor = min(shortest / min(height, width), MAX_SCALE * self.image_size / max(height, width))
-            size = tuple(max(1, int(side * factor + 0.5)) for side in source)
+            size = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
             free = [max(0, side - self.image_size) for side in size]
             offset = int(top * (free[0] + 1)), int(left * (free[1] + 1))
         return Placement(size, offset, flip < self.flip, self.image_size)
@@ -234,18 +234,17 @@ def build_transform(
     """What is done to the clips of a subset; for the arguments see [`TrainTransform`].
 
     Args:
-        subset (`str`): "s4", "ms3" or "avss".
+        subset (`str`): "s4", "ms3", "avss" or "own".
         train (`bool`): augment; otherwise the clips are only resized, and all other arguments but `image_size` play no
             part.
 
     Raises:
         ValueError: unknown subset, or a value out of range.
     """
-    if subset not in GEOMETRIES:
-        raise ValueError(f"subset: wanted one of {list(GEOMETRIES)}, got {subset!r}.")
+    geometry = OWN_GEOMETRY if subset == OWN else subset_rule(subset).geometry
     if not train:
         return EvalTransform(image_size)
-    return TrainTransform(image_size, GEOMETRIES[subset], jitter, flip, official_jitter, official_maskige_resize)
+    return TrainTransform(image_size, geometry, jitter, flip, official_jitter, official_maskige_resize)
 
 
 def _saturate(values: torch.Tensor, factor: float) -> torch.Tensor:

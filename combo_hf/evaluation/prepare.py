@@ -13,6 +13,7 @@ from combo_hf import resolve_model
 from combo_hf.data.clips import AvsbenchClips
 from combo_hf.data.collate import ClipExample
 from combo_hf.data.loading import load_avsbench
+from combo_hf.data.subsets import holds_indices
 from combo_hf.evaluation.files import fingerprint_ids
 from combo_hf.evaluation.other_sounds import RowsWithOtherSounds
 from combo_hf.evaluation.scores import ClipSet, label_names
@@ -23,7 +24,6 @@ from combo_hf.processing_combo import ComboProcessor
 
 
 VERSION = 2  # raise when what a line holds changes
-OBJECT_SUBSETS = ("s4", "ms3")
 SCORES = ("auto", "object", "semantic")
 
 
@@ -177,7 +177,7 @@ def _fill_in(options: EvaluationOptions, rows: Any) -> EvaluationOptions:
         raise ValueError(f"the data set holds the subsets {found}; name one: s4, ms3 or avss.")
     scores = options.scores
     if scores == "auto":
-        scores = "object" if subset in OBJECT_SUBSETS else "semantic"
+        scores = "semantic" if holds_indices(subset) else "object"
     return dataclasses.replace(options, subset=subset, scores=scores)
 
 

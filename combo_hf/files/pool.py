@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import TypeVar
 
 
 GRACE_SECONDS = 5.0
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
-def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: int = 1) -> Iterator[Any]:
+def run_tasks(work: Callable[[Task], Result], tasks: Sequence[Task], num_processes: int = 1) -> Iterator[Result]:
     """Call `work` on every task and yield what it returns, in the order of completion.
 
     Processes are spawned, since forking one that has run torch may hang; a script that calls this with
@@ -42,9 +44,9 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], num_processes: i
         yield from map(work, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(num_processes, len(tasks)), mp_context=context, initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(min(num_processes, len(tasks)), context, _prepare_worker)
     try:
-        waiting: set[Future] = set()
+        waiting: set[Future[Result]] = set()
         for task in tasks:
             with _interrupts_kept_back():
                 waiting.add(pool.submit(_call, work, task))
@@ -90,7 +92,7 @@ def _interrupts_kept_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _call(work: Callable[[Any], Any], task: Any) -> Any:
+def _call(work: Callable[[Task], Result], task: Task) -> Result:
     """Run a task; a pool would catch the exit asked for, and go on with the tasks that wait in its pipe."""
     try:
         return work(task)
@@ -107,11 +109,12 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     parent = multiprocessing.parent_process()
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
     if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
         threading.Thread(target=watch, daemon=True).start()
 
 

@@ -69,7 +69,7 @@ def _fill(row: dict[str, Any], generator: Any, stable: bool, report: MaskigeRepo
 
 
 def _frame(entry: dict[str, Any]) -> Image.Image:
-    from combo_hf.data.avsbench_rows import open_image
+    from combo_hf.files.pictures import open_image
 
     return open_image(entry["bytes"] or b"", "a frame").convert("RGB")
 

@@ -88,8 +88,7 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         ValueError: missing, damaged, or far too large.
     """
-    from combo_hf.data.avsbench_audio import read_bytes
-    from combo_hf.data.avsbench_rows import open_image
+    from combo_hf.files.pictures import open_image, read_bytes
 
     return ImageOps.exif_transpose(open_image(read_bytes(path), path.name)).convert("RGB")
 
@@ -170,7 +169,8 @@ def _picture(path: Path, root: Path, size: tuple[int, int] | None) -> Group:
 
 def _avsbench(root: Path, size: tuple[int, int] | None) -> list[Group]:
     """Clips of all subsets found below a folder, in the official layout below the same folders."""
-    from combo_hf.data.avsbench_layout import RULES, find_home, read_entries
+    from combo_hf.data.avsbench_layout import find_home, read_entries
+    from combo_hf.data.subsets import RULES
 
     groups = []
     for subset, rule in RULES.items():

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from combo_hf.data.subsets import SUBSETS
 from combo_hf.files.atomic import write_text
 from combo_hf.files.typed_yaml import apply_override, build_typed, dump_yaml, parse_yaml
 
 
 PRECISIONS = ("no", "bf16", "fp16")
 METRICS = ("M_J", "M_F", "miou", "fscore")
-KINDS = ("s4", "ms3", "avss")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio")
 # None of it moves a weight.
 FREE = (
@@ -82,8 +82,8 @@ class SyntheticRecipe:
     def __post_init__(self) -> None:
         _at_least(self, 1, "train_clips", "val_clips", "num_processes")
         _at_least(self, 0, "seed")
-        if not set(self.kinds) <= set(KINDS) or len(set(self.kinds)) < len(self.kinds):
-            raise ValueError(f"kind: wanted one of {list(KINDS)} or several joined by '+', got {self.kind!r}.")
+        if not set(self.kinds) <= set(SUBSETS) or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kind: wanted one of {list(SUBSETS)} or several joined by '+', got {self.kind!r}.")
         _one_of(self, "labels", ("binary", "semantic"))
 
     @property
@@ -126,7 +126,7 @@ class AvsbenchRecipe:
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "train_clips", "val_clips")
-        _one_of(self, "subset", KINDS)
+        _one_of(self, "subset", SUBSETS)
         for name in ("path", "train_split", "val_split"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: wanted a name, got nothing.")

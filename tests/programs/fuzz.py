@@ -59,7 +59,7 @@ def read_film(data: bytes, folder: Path) -> None:
 
 def read_audio(data: bytes, folder: Path) -> None:
     """Sound by both ways: of films, and of rows."""
-    from combo_hf.data.avsbench_audio import read_sound
+    from combo_hf.data.sound import read_sound
     from combo_hf.media_combo import load_audio
 
     read_by_all((load_audio, lambda content: read_sound(content, "a.wav")), data)
@@ -79,8 +79,8 @@ def read_by_all(readers: Sequence[Callable[[Any], Any]], source: Any) -> None:
 
 def read_row(data: bytes, folder: Path, sound: bytes = b"") -> None:
     """A picture as frame, Maskige and mask of a row."""
-    from combo_hf.data.avsbench_rows import open_image
-    from combo_hf.data.rows import read_row
+    from combo_hf.data.rows import decode_row
+    from combo_hf.files.pictures import open_image
 
     sound = sound or corpus.sounds()[0]
     entry = {"bytes": data, "path": None}
@@ -89,8 +89,8 @@ def read_row(data: bytes, folder: Path, sound: bytes = b"") -> None:
     errors = []
     for step in (
         lambda: open_image(data, "a.png"),
-        lambda: read_row(row, 71),
-        lambda: read_row({**row, "masks": [corpus.label_map()]}, 71),
+        lambda: decode_row(row, 71),
+        lambda: decode_row({**row, "masks": [corpus.label_map()]}, 71),
     ):
         try:
             step()
@@ -118,12 +118,6 @@ def _state_dict(path: Path) -> Any:
     from combo_hf.conversion.files import read_state_dict
 
     return read_state_dict(path)
-
-
-def _log_mel(path: Path) -> Any:
-    from combo_hf.data.avsbench_audio import read_log_mel
-
-    return read_log_mel(path, 5)
 
 
 def read_checkpoint(data: bytes, folder: Path) -> None:
@@ -154,7 +148,8 @@ def read_checkpoint(data: bytes, folder: Path) -> None:
 
 def read_table(data: bytes, folder: Path) -> None:
     """csv of every subset; names must stay in their folder."""
-    from combo_hf.data.avsbench_layout import RULES, scan_entries
+    from combo_hf.data.avsbench_layout import scan_entries
+    from combo_hf.data.subsets import RULES
 
     for subset, rule in RULES.items():
         (folder / rule.meta).write_bytes(data)
@@ -169,7 +164,7 @@ def read_parquet(data: bytes, folder: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    from combo_hf.data.rows import read_row
+    from combo_hf.data.rows import decode_row
     from combo_hf.proposals.parquet import count_rows
 
     path = folder / "a.parquet"
@@ -180,7 +175,7 @@ def read_parquet(data: bytes, folder: Path) -> None:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError):  # of the library, under datasets
         return
     for row in rows:
-        read_row(row, 71)
+        decode_row(row, 71)
 
 
 def read_recipe(path: Path) -> None:
@@ -211,7 +206,6 @@ KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None],
     "pth": (corpus.weights, _file_reader("a.pth", _state_dict), (ValueError,)),
     "safetensors": (corpus.safetensors, _file_reader("a.safetensors", _state_dict), (ValueError,)),
     "pkl": (corpus.pickles, _file_reader("a.pkl", _state_dict), (ValueError,)),
-    "log-mel": (lambda: corpus.pickles() + corpus.weights(), _file_reader("a.pkl", _log_mel), (ValueError,)),
     "checkpoints": (corpus.checkpoints, read_checkpoint, (ValueError, TypeError, OSError)),
     "csv": (corpus.tables, read_table, ()),
     "parquet": (corpus.parquets, read_parquet, (ValueError,)),

@@ -76,13 +76,14 @@ def from_parts(arguments: argparse.Namespace, size: int, seed: int) -> Iterator[
 
 def from_rows(arguments: argparse.Namespace, size: int, num_labels: int) -> Iterator[Shown]:
     """Rows of a data set; another sound is that of the next row of another category."""
-    from combo_hf.data.collate import SILENCE, row_to_example
+    from combo_hf.data.collate import SILENCE, plain_example
     from combo_hf.data.loading import load_avsbench
+    from combo_hf.data.rows import decode_row
 
     rows = load_avsbench(arguments.rows, arguments.split, subset=arguments.subset)
     rows = rows.select(range(min(len(rows), arguments.clips)))
     names = [set(filter(None, str(row["category"]).split(","))) for row in rows]
-    examples = [row_to_example({**row, "maskiges": None}, size, num_labels) for row in rows]
+    examples = [plain_example(decode_row({**row, "maskiges": None}, num_labels), size) for row in rows]
     for index, example in enumerate(examples):
         later = [(index + step) % len(examples) for step in range(1, len(examples))]
         other = next((k for k in later if names[k] and not names[k] & names[index]), None)

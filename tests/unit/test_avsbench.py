@@ -25,11 +25,10 @@ from combo_hf.data.avsbench import (
     subset_rule,
     to_class_ids,
 )
-from combo_hf.data.avsbench_audio import read_log_mel
 from combo_hf.data.avsbench_layout import is_plain_name
 from combo_hf.data.avsbench_rows import RowOptions, grey_mask
 from combo_hf.data.synthetic.dataset import synthesize_clip
-from combo_hf.data.synthetic.official_folders import FOLDERS, write_official
+from combo_hf.data.synthetic.official_folders import write_official
 from combo_hf.results.video import write_video
 
 
@@ -38,9 +37,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Synthetic clips in the official folders of all three subsets, 64 pixels wide; not to be changed."""
     root = tmp_path_factory.mktemp("official")
     for subset in SUBSETS:
-        write_official(
-            root, subset, {"train": 3, "test": 1}, seed=1, size=64, log_mel=True, processed=subset == "avss"
-        )
+        write_official(root, subset, {"train": 3, "test": 1}, seed=1, size=64, processed=subset == "avss")
     return root
 
 
@@ -95,7 +92,7 @@ def test_sample_is_copied_byte_for_byte(avs_sample: Path) -> None:
     for subset in SUBSETS:
         home, rule = find_home(avs_sample, subset), subset_rule(subset)
         entries = {entry.name: entry for entry in read_entries(avs_sample, subset)}
-        rows = [row for split in SPLITS for row in read_rows(avs_sample, subset, split, maskiges="yes", log_mel=True)]
+        rows = [row for split in SPLITS for row in read_rows(avs_sample, subset, split, maskiges="yes")]
         assert sorted(entries) == sorted(row["video_id"] for row in rows)
         for row in rows:
             entry = entries[row["video_id"]]
@@ -105,7 +102,6 @@ def test_sample_is_copied_byte_for_byte(avs_sample: Path) -> None:
                     if name != "masks" or row["label_frames"][k]:
                         assert row[name][k] == {"bytes": path.read_bytes(), "path": None}
             assert row["audio"]["bytes"] == entry.path(home, rule, rule.wav).read_bytes()
-            assert len(row["log_mel"]) == entry.num_frames * 96 * 64
             assert row["label_frames"] == entry.label_frames
 
 
@@ -145,8 +141,8 @@ def test_first_frame_only() -> None:
 def test_root_may_be_any_of_them(official: Path, subset: str, given: str) -> None:
     """The folder of all AVSBench, of the subset, or of its data."""
     marker = RULES[subset].marker if subset != "avss" else ""
-    root = official / given.format(folder=FOLDERS[subset], marker=f"{FOLDERS[subset]}/{marker}")
-    assert find_home(root, subset) == official / FOLDERS[subset]
+    root = official / given.format(folder=RULES[subset].folder, marker=f"{RULES[subset].folder}/{marker}")
+    assert find_home(root, subset) == official / RULES[subset].folder
 
 
 @pytest.mark.parametrize(
@@ -160,7 +156,7 @@ def test_official_spelling(official: Path, tmp_path: Path, old: str, new: str) -
 
 def test_byte_order_mark_and_spaces(official: Path, tmp_path: Path) -> None:
     """A csv file that went through a spreadsheet: BOM, CRLF, blank lines, spaces after commas, a column more."""
-    lines = (official / FOLDERS["ms3"] / "ms3_meta_data.csv").read_text().splitlines()
+    lines = (official / RULES["ms3"].folder / "ms3_meta_data.csv").read_text().splitlines()
     text = "\r\n".join([lines[0] + ",note", "", *(line.replace(",", ", ") + ", x" for line in lines[1:]), ",,", ""])
     (tmp_path / "ms3_meta_data.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert [e.name for e in read_entries(tmp_path, "ms3")] == [e.name for e in read_entries(official, "ms3")]
@@ -260,7 +256,7 @@ def test_masks_are_copied_where_that_keeps_the_labels(data: bytes, subset: str, 
 
 def test_sound_of_another_rate(official: Path, tmp_path: Path) -> None:
     """44.1 kHz stereo becomes 16 kHz mono flac: the mean of the channels, of the same length in seconds."""
-    shutil.copytree(official / FOLDERS["ms3"], tmp_path, dirs_exist_ok=True)
+    shutil.copytree(official / RULES["ms3"].folder, tmp_path, dirs_exist_ok=True)
     entry = read_entries(tmp_path, "ms3", ("test",))[0]
     tone = np.sin(2 * np.pi * 440 * np.arange(5 * 44100) / 44100)
     path = entry.path(tmp_path, RULES["ms3"], RULES["ms3"].wav)
@@ -276,7 +272,7 @@ def test_sound_of_another_rate(official: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["raw_videos/{name}.mp4", "ms3_data/raw_videos/test/{name}.mp4"])
 def test_sound_of_the_raw_film(official: Path, tmp_path: Path, place: str) -> None:
     """Without a wav file, the film's sound is taken: as long as the frames, and the same sound."""
-    shutil.copytree(official / FOLDERS["ms3"], tmp_path, dirs_exist_ok=True)
+    shutil.copytree(official / RULES["ms3"].folder, tmp_path, dirs_exist_ok=True)
     entry = read_entries(tmp_path, "ms3", ("test",))[0]
     wav = entry.path(tmp_path, RULES["ms3"], RULES["ms3"].wav)
     waveform, _ = soundfile.read(wav, dtype="float32")
@@ -291,20 +287,6 @@ def test_sound_of_the_raw_film(official: Path, tmp_path: Path, place: str) -> No
     assert np.corrcoef(got, waveform)[0, 1] > 0.95
 
 
-def test_padded_log_mel(official: Path) -> None:
-    """AVSS pads to ten examples; those of the clip's seconds are taken, and they are those of the wav file."""
-    from combo_hf.feature_extraction_combo import ComboFeatureExtractor
-
-    rule = RULES["avss"]
-    for entry in read_entries(official, "avss"):
-        path = entry.path(find_home(official, "avss"), rule, rule.log_mel)
-        examples = read_log_mel(path, entry.num_frames, padded=True)
-        waveform, rate = soundfile.read(entry.path(find_home(official, "avss"), rule, rule.wav), dtype="float32")
-        wanted = ComboFeatureExtractor()(waveform, sampling_rate=rate, num_frames=entry.num_frames)["input_features"]
-        assert examples.shape == (entry.num_frames, 1, 96, 64)
-        assert np.abs(examples - np.asarray(wanted)).max() < 1e-5
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -314,7 +296,7 @@ def test_padded_log_mel(official: Path) -> None:
         (lambda root: list(read_rows(root, "s4", "train", maskiges="maybe")), "maskiges must be one of"),
         (lambda root: list(read_rows(root, "s4", "train", processed=True)), "processed is for avss only"),
         (lambda root: list(read_rows(root / "nothing", "s4", "train")), "no such folder"),
-        (lambda root: find_home(root / FOLDERS["s4"], "ms3"), "no subset ms3 here"),
+        (lambda root: find_home(root / RULES["s4"].folder, "ms3"), "no subset ms3 here"),
         (lambda root: write_official(root, "s4", {"train": 1}), "is there already"),
         (lambda root: write_official(root / "x", "s4", {}), "at least one clip"),
         (lambda root: write_official(root / "x", "s4", {"dev": 1}), "unknown split"),

@@ -33,7 +33,7 @@ def good_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small whole trees of the three subsets, with Maskiges of flat colours; not to be changed."""
     root = tmp_path_factory.mktemp("avsbench")
     for subset, counts in CLIPS.items():
-        home = write_official(root, subset, counts, seed=3, log_mel=True)
+        home = write_official(root, subset, counts, seed=3)
         rule = subset_rule(subset)
         for entry in read_entries(home, subset):
             for frame, path in zip(
@@ -57,7 +57,7 @@ def tree(good_trees: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Tr
 @pytest.mark.parametrize("tree", sorted(CLIPS), indirect=True)
 def test_good_tree(tree: Tree) -> None:
     """A whole tree gives nothing but counts that are not the official ones."""
-    findings = check_dataset(tree.home, log_mel=True)
+    findings = check_dataset(tree.home)
     assert {finding.code for finding in findings} == {"count"}
     assert not any(finding.serious for finding in findings)
 
@@ -70,13 +70,13 @@ def test_broken_tree(tree: Tree, name: str, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.chdir(tmp_path)
     _, damage, code, message, stops = CASES[name]
     damage(tree)
-    findings = [finding for finding in check_dataset(tree.home, tree.subset, log_mel=True) if finding.code != "count"]
+    findings = [finding for finding in check_dataset(tree.home, tree.subset) if finding.code != "count"]
     hits = [finding for finding in findings if finding.code == code and message in finding.message]
     assert hits, format_findings(findings, True)
     assert {finding.code for finding in findings} - CONSEQUENCES.get(code, set()) == {code}
     try:
         for split in CLIPS[tree.subset]:
-            list(read_rows(tree.home, tree.subset, split, log_mel=True))
+            list(read_rows(tree.home, tree.subset, split))
         stopped = False
     except ValueError:
         stopped = True
@@ -92,13 +92,13 @@ def test_at_least_25_cases() -> None:
 
 @pytest.mark.parametrize("tree", ["ms3"], indirect=True)
 def test_split_leak(tree: Tree) -> None:
-    """Two clips of one film in train and val."""
+    """Two clips of one video in train and val."""
     other = next(entry for entry in read_entries(tree.home, "ms3") if entry.split == "val")
     film = tree.clip.youtube_id
     tree.edit(other.name, f"{film}_7")
     finding = next(f for f in check_dataset(tree.home, decode=False) if f.code == "split-leak")
     assert finding.where == film
-    assert finding.message == f"clips of one film in train, val: {film}_0, {film}_7."
+    assert finding.message == f"clips of one video in train, val: {film}_0, {film}_7."
 
 
 @pytest.mark.parametrize("tree", ["s4"], indirect=True)
@@ -151,7 +151,7 @@ def test_awkward_pictures(avs_sample: Path, good_trees: Path, tmp_path: Path, ki
     home = tmp_path / "tree"
     shutil.copytree(find_home(good_trees, "s4"), home)
     tree = Tree(home, "s4")
-    task = ClipTask(tree.clip, home, processed=False, log_mel=False, decode=True)
+    task = ClipTask(tree.clip, home, processed=False, decode=True)
     quiet = set()
     for path in [*(avs_sample / "nasty").glob("*.png"), *(avs_sample / "nasty").glob("*.jpg")]:
         shutil.copyfile(path, tree.file(kind))

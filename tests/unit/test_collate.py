@@ -13,9 +13,10 @@ from combo_hf.data.collate import (
     ClipExample,
     ComboCollator,
     example_generator,
-    row_to_example,
+    plain_example,
 )
-from combo_hf.data.synthetic.dataset import make_maskiges, synthesize_clip, to_row
+from combo_hf.data.rows import MaskigeMaker, decode_row
+from combo_hf.data.synthetic.dataset import synthesize_clip, to_row
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
 from combo_hf.image_processing_combo import ComboImageProcessor, frame_targets
 from combo_hf.processing_combo import ComboProcessor
@@ -57,14 +58,14 @@ def synthetic():
 
 
 def test_batch_of_rows_equals_the_processor(synthetic):
-    row = to_row(synthetic, make_maskiges())
-    batch = ComboCollator()([row_to_example(row, SIZE, 2)])
+    row = to_row(synthetic, MaskigeMaker("superpixels"))
+    batch = ComboCollator()([plain_example(decode_row(row, 2), SIZE)])
     processor = ComboProcessor(ComboImageProcessor(size=SIZE, num_labels=2), ComboFeatureExtractor())
     wanted = processor(
         frames=[synthetic.frames],
         audio=[soundfile.read(io.BytesIO(row["audio"]["bytes"]))[0]],
         sampling_rate=16000,
-        maskiges=[make_maskiges()(synthetic.frames)],
+        maskiges=[MaskigeMaker("superpixels")(synthetic.frames)],
         segmentation_maps=[[np.minimum(synthetic.masks[0], 1), None, None, None, None]],
     )
     assert set(batch) == set(wanted) | {"video_ids"} and batch["video_ids"] == [synthetic.video_id]
@@ -186,7 +187,7 @@ def broken_row(row: dict, **changes) -> dict:
 )
 def test_impossible_rows_name_the_clip(synthetic, changes: dict, message: str):
     with pytest.raises(ValueError, match=f"synthetic_s4_train_3_000000.*{message}"):
-        row_to_example(broken_row(to_row(synthetic), **changes), SIZE, 2)
+        plain_example(decode_row(broken_row(to_row(synthetic), **changes), 2), SIZE)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ BAD_PARTS = [
     ("mask missing", "its mask 0.png is missing"),
     ("mask empty", "the mask is empty"),
     ("mask of another size", "45 x 40 pixels"),
-    ("picture damaged", "cannot be read"),
+    ("picture damaged", "is damaged"),
     ("sound damaged", "cannot be read"),
     ("sound silent", "wanted at least 0.1 s of sound"),
     ("csv without columns", "columns id and split"),

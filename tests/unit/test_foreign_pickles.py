@@ -1,4 +1,4 @@
-"""Weights and log-mels of strangers: numbers come out, code does not run, memory is not taken."""
+"""Weights of strangers: numbers come out, code does not run, memory is not taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 
 from combo_hf.conversion.files import read_state_dict
 from combo_hf.conversion.pickles import ArrayUnpickler, check_pickle, load_arrays, unpack
-from combo_hf.data.avsbench_audio import read_log_mel
 
 
 ARRAYS = {
@@ -96,8 +95,6 @@ def test_arrays_that_are_none(tmp_path: Path, name: str) -> None:
         torch.save({"model": {}, "x": content}, tmp_path / "a.pth", _use_new_zipfile_serialization=not legacy)
         with pytest.raises(ValueError, match=r"^a.pth (is truncated or not a PyTorch|holds a )"):
             read_state_dict(tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="no pickled tensor that is safe to load"):
-        read_log_mel(tmp_path / "a.pkl", 5)
 
 
 def test_an_array_without_a_state_is_no_tensor(tmp_path: Path) -> None:
@@ -111,9 +108,8 @@ def test_no_memory_for_a_memo(tmp_path: Path) -> None:
     with pytest.raises(pickle.UnpicklingError, match="an entry 134217728 of the memo"):
         check_pickle(bomb)
     (tmp_path / "a.pkl").write_bytes(bomb)
-    for read in (read_state_dict, lambda path: read_log_mel(path, 5)):
-        with pytest.raises(ValueError, match="a.pkl"):
-            read(tmp_path / "a.pkl")
+    with pytest.raises(ValueError, match="a.pkl"):
+        read_state_dict(tmp_path / "a.pkl")
     huge = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 33) + b"x."
     with pytest.raises(ValueError, match="expected 8589934592 bytes"):
         check_pickle(huge)
@@ -123,21 +119,6 @@ def test_no_memory_for_a_memo(tmp_path: Path) -> None:
 def test_an_encoder_is_not_chosen_by_the_file() -> None:
     with pytest.raises(pickle.UnpicklingError, match="encoding"):
         ArrayUnpickler(io.BytesIO(b"c_codecs\nencode\n(Vx\nVzlib_codec\ntR.")).load()
-
-
-@pytest.mark.parametrize(("size", "stride", "offset"), [((5, 1, 96, 64), (6144, 6144, 64, 1), 0), ((2,), (1,), 9)])
-def test_a_log_mel_larger_than_its_numbers(tmp_path: Path, size: Any, stride: Any, offset: int) -> None:
-    storage = torch.zeros(10)._typed_storage()
-    made = Made(torch._utils._rebuild_tensor_v2, (storage, offset, size, stride, False, None))
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps(made))
-    with pytest.raises(ValueError, match="a tensor larger than its numbers"):
-        read_log_mel(tmp_path / "a.pkl", 5)
-
-
-def test_a_log_mel_is_read(tmp_path: Path) -> None:
-    wanted = torch.randn(5, 1, 96, 64)
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps(wanted))
-    np.testing.assert_array_equal(read_log_mel(tmp_path / "a.pkl", 5), wanted.numpy())
 
 
 def test_a_weight_file_with_a_lying_zip(tmp_path: Path) -> None:

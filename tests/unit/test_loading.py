@@ -15,9 +15,10 @@ from PIL import Image
 
 from combo_hf.data.avsbench import build_dataset
 from combo_hf.data.clips import AvsbenchClips, ComboTransform
-from combo_hf.data.collate import ClipExample, ComboCollator, example_generator, row_to_example
+from combo_hf.data.collate import ClipExample, ComboCollator, example_generator, plain_example
 from combo_hf.data.loading import load_avsbench
-from combo_hf.data.rows import MaskigeMaker, check_columns, read_row
+from combo_hf.data.row_format import check_columns
+from combo_hf.data.rows import MaskigeMaker, decode_row
 from combo_hf.data.synthetic.dataset import synthesize_clip, to_row
 from combo_hf.data.synthetic.official_folders import write_official
 from combo_hf.data.transforms import EvalTransform, TrainTransform, build_transform
@@ -142,7 +143,7 @@ def test_sound_column_of_plain_bytes_is_taken_as_sound(tmp_path, built, cache):
         loaded = load_avsbench(tmp_path, "validation", cache_dir=cache, streaming=streaming)
         assert isinstance(loaded.features["audio"], datasets.Audio)
         row = next(iter(loaded))
-        assert row_to_example(row, SIZE, 2).frames.shape == (5, 3, SIZE, SIZE)
+        assert plain_example(decode_row(row, 2), SIZE).frames.shape == (5, 3, SIZE, SIZE)
 
 
 def empty(folder: Path) -> Path:
@@ -234,18 +235,20 @@ def test_clips_follow_from_seed_epoch_and_row_alone(rows, augmented):
     again = pickle.loads(pickle.dumps(clips))
     assert again.epoch == 3 and all(same(first[index], again[index]) for index in (3, 0, 2, 1, -1))
     for index, row in enumerate(raw(rows)):
-        assert same(first[index], augmented(read_row(row, 2), example_generator(1, 3, index)))
+        assert same(first[index], augmented(decode_row(row, 2), example_generator(1, 3, index)))
     clips.set_epoch(4)
     assert not torch.equal(clips[0].frames, first[0].frames)
-    assert not torch.equal(clips.variant(seed=2)[0].frames, clips[0].frames)
-    assert same(clips.variant(transform=None)[1], row_to_example(rows[1], 224, 2))
+    other = AvsbenchClips(rows, augmented, seed=2)
+    assert not torch.equal(other[0].frames, clips[0].frames)
+    assert same(AvsbenchClips(rows, seed=1)[1], plain_example(decode_row(rows[1], 2), 224))
 
 
 def test_rows_of_a_list_are_clips_too():
     plain = [to_row(synthesize_clip("ms3", 0, index, size=48)) for index in range(2)]
     clips = AvsbenchClips(plain, image_size=SIZE, use_maskige=False)
-    assert len(clips) == 2 and clips.image_size == SIZE and same(clips[1], row_to_example(plain[1], SIZE, 2))
-    assert clips.video_ids() == [row["video_id"] for row in plain]
+    assert (
+        len(clips) == 2 and clips.image_size == SIZE and same(clips[1], plain_example(decode_row(plain[1], 2), SIZE))
+    )
 
 
 def loader_of(clips: AvsbenchClips, workers: int, start: str | None = None, **options):
@@ -325,12 +328,12 @@ def test_maskiges_in_rows_are_used_rather_than_made(rows):
 
 def test_silence_and_names(rows):
     clips = AvsbenchClips(rows, image_size=SIZE)
-    silent = clips.variant(silence_audio=True)[0]
+    silent = AvsbenchClips(rows, image_size=SIZE, silence_audio=True)[0]
     assert silent.input_features.unique().numel() == 1
     assert same(dataclasses.replace(silent, input_features=clips[0].input_features), clips[0])
-    assert clips.video_ids() == rows["video_id"][:] and len(clips) == 4
+    assert [clip.video_id for clip in clips] == rows["video_id"][:] and len(clips) == 4
     picked = AvsbenchClips(rows.select([2, 0]), image_size=SIZE)
-    assert picked.video_ids() == [rows["video_id"][index] for index in (2, 0)] and same(picked[1], clips[0])
+    assert len(picked) == 2 and same(picked[1], clips[0])
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def built(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    from combo_hf.data.synthetic.dataset import row_features
+    from combo_hf.data.row_format import row_features
 
     def png(seed):
         buffer = io.BytesIO()

@@ -9,12 +9,16 @@ sources that start and stop at second boundaries) and "avss" (as ms3, class labe
 A clip is a function of (kind, seed, split, index), and of nothing else: neither the size nor other clips change it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
+from combo_hf.data.row_format import SAMPLING_RATE
+from combo_hf.data.subsets import SPLITS
 from combo_hf.data.synthetic.scenes import (
     BACKGROUND_MARGIN,
     BUILDS,
@@ -24,13 +28,12 @@ from combo_hf.data.synthetic.scenes import (
     render_background,
     render_sprite,
 )
-from combo_hf.data.synthetic.sounds import SAMPLING_RATE, SOUNDS, mix_sources
+from combo_hf.data.synthetic.sounds import SOUNDS, mix_sources
+from combo_hf.media_combo import FRAME_OFFSET
 
 
 CATEGORIES: tuple[str, ...] = tuple(sorted(SOUNDS))  # class k + 1 of the masks is CATEGORIES[k]; 0 is background
 ID2LABEL: dict[int, str] = dict(enumerate(("background", *CATEGORIES)))
-SPLITS: tuple[str, ...] = ("train", "val", "test")
-FRAME_OFFSET = 15 / 16  # AVSBench took its frames near the end of each second
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,11 @@ class SyntheticClip:
     scene: Scene = field(repr=False)
     sampling_rate: int = SAMPLING_RATE
 
-    def binary_masks(self) -> list[np.ndarray]:
-        """Returns T uint8 masks (H, W), 255 where something sounds and 0 elsewhere."""
-        return [np.where(mask > 0, 255, 0).astype(np.uint8) for mask in self.masks]
-
     def render_video(self, fps: float = 25) -> Iterator[Image.Image]:
-        """Draws the whole clip at `fps` frames per second, one RGB image after the other.
+        """Draw the whole clip at `fps` frames per second, one RGB image after the other.
 
         Raises:
-            ValueError: if `fps` is not positive.
+            ValueError: `fps` is not positive.
         """
         if fps <= 0:
             raise ValueError(f"fps must be positive, got {fps}")
@@ -126,7 +125,7 @@ def _streams(kind: str, seed: int, index: int, split: str) -> list[np.random.See
 
 
 def _schedule(rng: np.random.Generator, seconds: int, steady: bool) -> tuple[bool, ...]:
-    """Draws when a source sounds: it tends to go on as it is, and sounds for one second at least."""
+    """Draw when a source sounds: it tends to go on as it is, and sounds for one second at least."""
     if steady:
         return (True,) * seconds
     on = [bool(rng.random() < 0.65)]
@@ -138,7 +137,7 @@ def _schedule(rng: np.random.Generator, seconds: int, steady: bool) -> tuple[boo
 
 
 def plan_clip(kind: str, seed: int, index: int, split: str = "train", num_frames: int | None = None) -> ClipPlan:
-    """Decides who appears in a clip and who sounds when; costs next to nothing. See [`synthesize_clip`]."""
+    """Decide who appears in a clip and who sounds when; costs next to nothing. See [`synthesize_clip`]."""
     _check(kind, seed, index, split)
     rule, rng = KINDS[kind], np.random.default_rng(_streams(kind, seed, index, split)[0])
     drawn = int(rng.choice(rule.num_frames))
@@ -155,27 +154,26 @@ def plan_clip(kind: str, seed: int, index: int, split: str = "train", num_frames
 
 
 def _place(rng: np.random.Generator, radius: float, tilt: float, others: list[tuple[Motion, float]]) -> Motion:
-    """Draws paths until one keeps clear enough of the others (partial overlap is welcome), or takes the best of 32."""
-    times, best, best_gap = np.arange(0, 10.5, 0.5), None, -1.0
+    """Draw paths until one keeps clear enough of the others (partial overlap is welcome), or take the best of 32."""
+    times, paths = np.arange(0, 10.5, 0.5), []
     for _ in range(32):
         motion = Motion.draw(rng, radius, tilt)
         path = motion.position(times)
         gaps = [np.linalg.norm(path - m.position(times), axis=1).min() / (radius + r) for m, r in others]
-        gap = min(gaps, default=1.0)
-        if gap > best_gap:
-            best, best_gap = motion, gap
-        if gap > 0.85:
+        paths.append((min(gaps, default=1.0), motion))
+        if paths[-1][0] > 0.85:
             break
-    return best
+    return max(paths, key=lambda path: path[0])[1]
 
 
 def _build_scene(plan: ClipPlan, streams: Sequence[np.random.SeedSequence], size: int) -> Scene:
-    """Draws the plan: objects look, move and overlap the same whether they sound or not."""
+    """Draw the plan: objects look, move and overlap the same whether they sound or not."""
     rng = np.random.default_rng(streams[1])
     names = sorted(plan.schedules)
     crowd = 1.0 if len(names) <= 2 else 0.92 if len(names) == 3 else 0.84
     things = [str(name) for name in rng.permutation(names)] + ["clutter"] * int(rng.integers(2, 5))
-    placed, items = [], []
+    placed: list[tuple[Motion, float]] = []
+    items: list[Item] = []
     for name, own in zip(things, streams[4].spawn(len(things)), strict=True):
         relative, tilt = BUILDS[name]
         diameter = rng.uniform(0.36, 0.48) * relative * crowd
@@ -194,7 +192,7 @@ def _build_scene(plan: ClipPlan, streams: Sequence[np.random.SeedSequence], size
 def synthesize_clip(
     kind: str, seed: int, index: int, split: str = "train", size: int = 224, num_frames: int | None = None
 ) -> SyntheticClip:
-    """Makes one clip.
+    """Make one clip.
 
     Args:
         kind (`str`): "s4", "ms3" or "avss".
@@ -208,7 +206,7 @@ def synthesize_clip(
         [`SyntheticClip`]
 
     Raises:
-        ValueError: for an unknown kind or split, or a number out of range.
+        ValueError: an unknown kind or split, or a number out of range.
     """
     plan = plan_clip(kind, seed, index, split, num_frames)
     if size < 32:

@@ -1,21 +1,21 @@
 """Synthetic data sets: the clips of [`synthesize_clip`] as data set rows, parquet shards and mp4 files.
 
-This is the module to import from; `synthetic_clip` makes one clip, `synthetic_scenes` draws it and `synthetic_sounds`
-lets it sound.
+This is the module to import from; `clip` makes one clip, `scenes` draws it and `sounds` lets it sound.
 """
 
-import io
+from __future__ import annotations
+
+import functools
 import json
-import multiprocessing
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from combo_hf.data.row_format import UNLABELLED, picture_entry, png_bytes, row_features, sound_entry
+from combo_hf.data.rows import MaskigeMaker
 from combo_hf.data.synthetic.clip import (
     CATEGORIES,
     ID2LABEL,
@@ -25,8 +25,8 @@ from combo_hf.data.synthetic.clip import (
     plan_clip,
     synthesize_clip,
 )
-from combo_hf.data.synthetic.sounds import SAMPLING_RATE
 from combo_hf.files.atomic import replacing, write_text
+from combo_hf.files.pool import run_tasks
 
 
 __all__ = [
@@ -35,20 +35,16 @@ __all__ = [
     "KINDS",
     "SPLITS",
     "SyntheticClip",
-    "make_maskiges",
     "plan_clip",
-    "row_features",
     "synthesize_clip",
     "to_row",
     "write_dataset",
 ]
-UNLABELLED = 255  # fills the masks of frames without labels in data set rows
 GENERATION = 1  # raise when the same seed starts to give other clips, so that old data sets are written anew
 SHARD_CLIPS = 64
 FORMATS = ("rows", "mp4")
 LABELS = ("auto", "binary", "semantic")
 SETTINGS_FILE = "synthetic.json"  # also the sign that a folder is ours to write in
-MaskigeGenerator = Callable[[list[Image.Image]], Sequence[Any]]
 CARD = """---
 pretty_name: Synthetic audio-visual segmentation ({kind})
 license: apache-2.0
@@ -68,26 +64,18 @@ sounds.
 """
 
 
-def _png(image: Image.Image) -> dict[str, bytes | None]:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=3)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 def _is_semantic(kind: str, labels: str) -> bool:
     if labels not in LABELS:
         raise ValueError(f"unknown labels {labels!r}; use one of {list(LABELS)}")
     return labels == "semantic" or (labels == "auto" and KINDS[kind].semantic)
 
 
-def to_row(
-    clip: SyntheticClip, maskige_generator: MaskigeGenerator | None = None, labels: str = "auto"
-) -> dict[str, Any]:
-    """Turns a clip into a data set row (bytes, never paths).
+def to_row(clip: SyntheticClip, maskige_maker: MaskigeMaker | None = None, labels: str = "auto") -> dict[str, Any]:
+    """Turn a clip into a data set row (bytes, never paths).
 
     Args:
         clip ([`SyntheticClip`])
-        maskige_generator (*optional*): frames -> one RGB image or uint8 (H, W, 3) array each, see [`make_maskiges`].
+        maskige_maker ([`MaskigeMaker`], *optional*): default: rows hold no Maskiges.
         labels (`str`, defaults to `"auto"`): "binary" (0 and 1), "semantic" (0..8) or "auto", semantic for "avss".
 
     Returns:
@@ -95,62 +83,27 @@ def to_row(
         maskiges (or `None`) and audio (16 kHz flac).
 
     Raises:
-        ValueError: for an unknown `labels` or a generator that returns another number of images.
+        ValueError: an unknown `labels`.
     """
-    import soundfile
-
     semantic = _is_semantic(clip.kind, labels)
     masks = [mask if semantic else np.minimum(mask, 1) for mask in clip.masks]
     masks = [m if known else np.full_like(m, UNLABELLED) for m, known in zip(masks, clip.label_frames, strict=True)]
-    maskiges = None
-    if maskige_generator is not None:
-        maskiges = [Image.fromarray(np.asarray(image, dtype=np.uint8)) for image in maskige_generator(clip.frames)]
-        if len(maskiges) != len(clip.frames):
-            raise ValueError(f"the Maskige generator gave {len(maskiges)} images for {len(clip.frames)} frames")
-    audio = io.BytesIO()
-    soundfile.write(audio, clip.waveform, clip.sampling_rate, format="FLAC", subtype="PCM_16")
+    maskiges = None if maskige_maker is None else maskige_maker(clip.frames)
+
+    def stored(picture: Any) -> dict[str, Any]:
+        return picture_entry(png_bytes(picture, compress_level=3))
+
     return {
         "video_id": clip.video_id,
         "subset": clip.kind,
         "split": clip.split,
         "category": ",".join(sorted({name for second in clip.sounding for name in second})),
-        "frames": [_png(frame) for frame in clip.frames],
-        "masks": [_png(Image.fromarray(mask)) for mask in masks],
+        "frames": [stored(frame) for frame in clip.frames],
+        "masks": [stored(mask) for mask in masks],
         "label_frames": list(clip.label_frames),
-        "maskiges": None if maskiges is None else [_png(image) for image in maskiges],
-        "audio": {"bytes": audio.getvalue(), "path": f"{clip.video_id}.flac"},
+        "maskiges": None if maskiges is None else [stored(image) for image in maskiges],
+        "audio": sound_entry(clip.waveform, clip.video_id),
     }
-
-
-def make_maskiges(name: str = "superpixels") -> MaskigeGenerator:
-    """Returns frames -> Maskiges for the proposal generator of that name (see `combo_hf.proposals_combo`)."""
-    from combo_hf.maskige_combo import paint_maskige
-    from combo_hf.proposals_combo import get_proposal_generator
-
-    generator = get_proposal_generator(name)
-
-    def generate(frames: list[Image.Image]) -> list[np.ndarray]:
-        sizes = [(frame.height, frame.width) for frame in frames]
-        return [paint_maskige(masks, size) for masks, size in zip(generator(frames), sizes, strict=True)]
-
-    return generate
-
-
-def row_features() -> Any:
-    """Returns the `datasets.Features` of the rows.
-
-    Raises:
-        ImportError: if `datasets` is missing.
-    """
-    try:
-        from datasets import Audio, Features, Image, List, Value
-    except ImportError as error:
-        raise ImportError("data set rows need `datasets`: pip install 'combo-hf[train]'") from error
-    strings = {name: Value("string") for name in ("video_id", "subset", "split", "category")}
-    images = {"frames": List(Image()), "masks": List(Image(mode="L")), "label_frames": List(Value("bool"))}
-    # decode=False: decoding (and encoding through `datasets`) would need torchcodec and a system FFmpeg
-    audio = {"maskiges": List(Image()), "audio": Audio(sampling_rate=SAMPLING_RATE, decode=False)}
-    return Features(strings | images | audio)
 
 
 @dataclass(frozen=True)
@@ -182,17 +135,13 @@ class _Shard:
     name: str
 
 
-def _write_mp4(clip: SyntheticClip, path: Path, fps: float) -> None:
+def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
+    """Write what is missing of one shard; returns its number of clips."""
     from combo_hf.results.video import write_video
 
-    write_video(path, clip.render_video(fps), fps, clip.waveform, clip.sampling_rate)
-
-
-def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
-    """Writes what is missing of one shard; returns its number of clips."""
     table_path = output / "data" / shard.name
     rows_wanted = "rows" in settings.formats and not table_path.exists()
-    maskiges = make_maskiges(settings.maskiges) if rows_wanted and settings.maskiges else None
+    maskiges = MaskigeMaker(settings.maskiges) if rows_wanted and settings.maskiges else None
     rows = []
     for index in range(shard.start, shard.stop):
         plan = plan_clip(settings.kind, settings.seed, index, shard.split, settings.num_frames)
@@ -204,7 +153,7 @@ def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
         if rows_wanted:
             rows.append(to_row(clip, maskiges, settings.labels))
         if video_wanted:
-            _write_mp4(clip, video_path, settings.fps)
+            write_video(video_path, clip.render_video(settings.fps), settings.fps, clip.waveform, clip.sampling_rate)
     if rows_wanted:
         import pyarrow
         import pyarrow.parquet
@@ -216,7 +165,7 @@ def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
 
 
 def _shards(num_clips: Mapping[str, int]) -> list[_Shard]:
-    """Cuts every split into shards of `SHARD_CLIPS` clips."""
+    """Cut every split into shards of `SHARD_CLIPS` clips."""
     shards = []
     for split, total in num_clips.items():
         starts = range(0, total, SHARD_CLIPS)
@@ -227,7 +176,7 @@ def _shards(num_clips: Mapping[str, int]) -> list[_Shard]:
 
 
 def _write_descriptions(settings: _Settings, output: Path) -> None:
-    """Writes clips.jsonl and, beside rows, the card with `configs:` that `datasets.load_dataset(folder)` reads."""
+    """Write clips.jsonl and, beside rows, the card with `configs:` that `datasets.load_dataset(folder)` reads."""
     lines = []
     for split, total in settings.num_clips.items():
         for index in range(total):
@@ -254,7 +203,7 @@ def _write_descriptions(settings: _Settings, output: Path) -> None:
 
 
 def _prepare(settings: _Settings, output: Path) -> None:
-    """Makes the folders, and removes what an earlier call with other settings left there."""
+    """Make the folders, and remove what an earlier call with other settings left there."""
     record = output / SETTINGS_FILE
     if output.exists() and not record.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} holds files that are no synthetic data set; choose a new or empty folder")
@@ -272,17 +221,10 @@ def _prepare(settings: _Settings, output: Path) -> None:
 def _run(settings: _Settings, output: Path, shards: list[_Shard], num_processes: int, progress: bool) -> None:
     from tqdm import tqdm
 
-    total = sum(settings.num_clips.values())
+    total, work = sum(settings.num_clips.values()), functools.partial(_write_shard, settings, output)
     with tqdm(total=total, unit="clip", desc=f"{settings.kind} clips", disable=not progress) as bar:
-        if num_processes == 1:
-            for shard in shards:
-                bar.update(_write_shard(settings, output, shard))
-            return
-        # spawn: forking a process that has run torch or an encoder may hang
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(num_processes, len(shards)), mp_context=context) as pool:
-            for done in as_completed([pool.submit(_write_shard, settings, output, shard) for shard in shards]):
-                bar.update(done.result())
+        for count in run_tasks(work, shards, num_processes):
+            bar.update(count)
 
 
 def write_dataset(
@@ -299,7 +241,7 @@ def write_dataset(
     fps: float = 25,
     progress: bool = True,
 ) -> Path:
-    """Writes a data set that `datasets.load_dataset(folder)` reads, and its clips as mp4 files.
+    """Write a data set that `datasets.load_dataset(folder)` reads, and its clips as mp4 files.
 
     Finished files of an earlier call with the same settings are kept; with other settings they are written anew.
 
@@ -321,8 +263,8 @@ def write_dataset(
         `Path`: the folder.
 
     Raises:
-        ValueError: for an unknown kind, split, format or label rule, a number out of range, or a folder of others.
-        ImportError: if rows are wanted and `datasets` is missing.
+        ValueError: an unknown kind, split, format or label rule, a number out of range, or a folder of others.
+        ImportError: rows are wanted and `datasets` is missing.
     """
     if not formats or set(formats) - set(FORMATS):
         raise ValueError(f"formats must be chosen from {list(FORMATS)}, got {list(formats)}")

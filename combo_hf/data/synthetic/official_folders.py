@@ -1,7 +1,7 @@
 """Synthetic clips in the folders of AVSBench, so that whatever reads the official data can be tried without them.
 
-The folders are those of `combo_hf.data.avsbench_layout`: csv files, frames, masks, wav files, and on request Maskiges,
-pickled log-mel examples and the pictures that the official AVSS script makes. Names look like ids of YouTube.
+The folders are those of `combo_hf.data.subsets`: csv files, frames, masks, wav files, and on request Maskiges and the
+pictures that the official AVSS script makes. Names look like ids of YouTube.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import hashlib
 import io
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,24 +20,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from combo_hf.data.avsbench_audio import PADDED_EXAMPLES
-from combo_hf.data.avsbench_check_clips import label_colors
-from combo_hf.data.avsbench_layout import AVSS_CLASSES, RULES, ClipEntry, SubsetRule, subset_rule
-from combo_hf.data.synthetic.dataset import CATEGORIES, SyntheticClip, make_maskiges, plan_clip, synthesize_clip
+from combo_hf.data.avsbench_layout import ClipEntry, label_colors
+from combo_hf.data.rows import MaskigeMaker
+from combo_hf.data.subsets import AVSS_CLASSES, RULES, SubsetRule, subset_rule
+from combo_hf.data.synthetic.clip import CATEGORIES, SyntheticClip, plan_clip, synthesize_clip
 from combo_hf.files.atomic import write_bytes
 from combo_hf.files.pool import run_tasks, show_progress
 
 
-FOLDERS = {
-    "s4": "AVSBench_object/Single-source",
-    "ms3": "AVSBench_object/Multi-sources",
-    "avss": "AVSBench_semantic",
-}
-COLUMNS = {
-    "s4": ("name", "start", "category", "split"),
-    "ms3": ("name", "split"),
-    "avss": ("vid", "uid", "s_min", "s_sec", "a_obj", "split", "label"),
-}
 PROCESSED_SIZE = 224
 
 
@@ -53,7 +42,6 @@ class _Task:
     seed: int
     size: int
     maskiges: str | None
-    log_mel: bool
     processed: bool
 
 
@@ -64,7 +52,6 @@ def write_official(
     seed: int = 0,
     size: int = 224,
     maskiges: str | None = None,
-    log_mel: bool = False,
     processed: bool = False,
     num_processes: int = 1,
     progress: bool | None = None,
@@ -78,7 +65,6 @@ def write_official(
         seed (`int`, defaults to 0): other seeds give other clips.
         size (`int`, defaults to 224): height and width in pixels; the official S4 and MS3 have 224.
         maskiges (`str`, *optional*): name of a proposal generator, whose Maskiges are written too.
-        log_mel (`bool`): also pickled log-mel examples, ten for every clip of AVSS as the official script leaves them.
         processed (`bool`): AVSS: also the 224 x 224 pictures.
         num_processes (`int`, defaults to 1): above 1, a script needs the `if __name__ == "__main__"` guard.
         progress (`bool`, *optional*): show a bar; default on a terminal only.
@@ -96,12 +82,12 @@ def write_official(
         raise ValueError(f"wanted at least one clip for each split and size >= 32, got {dict(num_clips)} and {size}.")
     for split in num_clips:
         plan_clip(subset, seed, 0, split)  # refuses bad names before any file is touched
-    home = Path(output) / FOLDERS[subset]
+    home = Path(output) / RULES[subset].folder
     meta = home / RULES[subset].meta
     if meta.exists():
         raise ValueError(f"{meta} is there already; choose a new folder.")
     tasks = [
-        _Task(home, subset, split, index, seed, size, maskiges, log_mel, processed)
+        _Task(home, subset, split, index, seed, size, maskiges, processed)
         for split, count in num_clips.items()
         for index in range(count)
     ]
@@ -119,25 +105,25 @@ def _write_tables(home: Path, subset: str, rows: list[dict[str, Any]]) -> None:
         indices = {name: number + 1 for number, name in enumerate(AVSS_CLASSES)}  # the official file counts from 1
         _write(home / "label2idx.json", (json.dumps(indices, indent=4) + "\n").encode())
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS[subset], lineterminator="\n")
+    writer = csv.DictWriter(text, RULES[subset].columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     _write(home / RULES[subset].meta, text.getvalue().encode())  # last: its being there says that the clips are
 
 
 def _entry(task: _Task, clip: SyntheticClip) -> ClipEntry:
-    """The csv line of a clip: a name as films have it, the category of what sounds, and the part of AVSS."""
+    """The csv line of a clip: a name like the ids of YouTube, the category of what sounds, and the part of AVSS."""
     digest = hashlib.sha256(f"{task.subset} {task.seed} {task.split} {task.index}".encode()).digest()
-    film = base64.urlsafe_b64encode(digest).decode()[:11]
+    video = base64.urlsafe_b64encode(digest).decode()[:11]
     sounding = sorted({name for second in clip.sounding for name in second})
     if task.subset == "s4":
-        return ClipEntry("s4", task.split, film, sounding[0], "", film, 0)
+        return ClipEntry("s4", task.split, video, sounding[0], "", video, 0)
     if task.subset == "ms3":
-        return ClipEntry("ms3", task.split, f"{film}_0", "", "", film, 0)
+        return ClipEntry("ms3", task.split, f"{video}_0", "", "", video, 0)
     seconds = len(clip.frames)
     label = "v2" if seconds == 10 else "v1s" if len(sounding) == 1 else "v1m"
-    name = f"{film}_0" if label == "v1m" else f"{film}_0_{seconds * 1000}"
-    return ClipEntry("avss", task.split, name, "_".join(sounding), label, film, 0)
+    name = f"{video}_0" if label == "v1m" else f"{video}_0_{seconds * 1000}"
+    return ClipEntry("avss", task.split, name, "_".join(sounding), label, video, 0)
 
 
 def _write_clip(task: _Task) -> tuple[tuple[str, int], dict[str, Any]]:
@@ -151,10 +137,7 @@ def _write_clip(task: _Task) -> tuple[tuple[str, int], dict[str, Any]]:
         frames = [frame.resize(side, Image.Resampling.BILINEAR) for frame in clip.frames]
         small = [np.asarray(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST)) for mask in masks]
         _write_pictures(task, entry, subset_rule(task.subset, True), frames, small, clip)
-    wav = _wav(clip)
-    _write(entry.path(task.home, rule, rule.wav), wav)
-    if task.log_mel:
-        _write(entry.path(task.home, rule, rule.log_mel), _pickled_log_mel(wav, entry.num_frames, rule))
+    _write(entry.path(task.home, rule, rule.wav), _wav(clip))
     row = {
         "name": entry.name,
         "uid": entry.name,
@@ -167,7 +150,7 @@ def _write_clip(task: _Task) -> tuple[tuple[str, int], dict[str, Any]]:
         "split": entry.split,
         "label": entry.label,
     }
-    return (task.split, task.index), {column: row[column] for column in COLUMNS[task.subset]}
+    return (task.split, task.index), {column: row[column] for column in rule.columns}
 
 
 def _write_pictures(
@@ -182,12 +165,12 @@ def _write_pictures(
             _write(entry.path(task.home, rule, rule.label_rgb, k), _encoded(colors))
     if task.maskiges:
         for k, maskige in enumerate(_maskige_maker(task.maskiges)(frames)):
-            _write(entry.path(task.home, rule, rule.maskiges[-1], k), _encoded(Image.fromarray(maskige)))
+            _write(entry.path(task.home, rule, rule.maskiges[-1], k), _encoded(maskige))
 
 
 @functools.lru_cache(maxsize=1)
-def _maskige_maker(name: str) -> Any:
-    return make_maskiges(name)
+def _maskige_maker(name: str) -> MaskigeMaker:
+    return MaskigeMaker(name)
 
 
 def _official_mask(mask: np.ndarray, rule: SubsetRule) -> np.ndarray:
@@ -209,20 +192,6 @@ def _wav(clip: SyntheticClip) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, clip.waveform, clip.sampling_rate, format="WAV", subtype="PCM_16")
     return buffer.getvalue()
-
-
-def _pickled_log_mel(wav: bytes, count: int, rule: SubsetRule) -> bytes:
-    import soundfile
-    import torch
-
-    from combo_hf.feature_extraction_combo import ComboFeatureExtractor
-
-    waveform, rate = soundfile.read(io.BytesIO(wav), dtype="float32")
-    features = ComboFeatureExtractor()(waveform, sampling_rate=rate, num_frames=count)
-    tensor = features["input_features"]
-    if rule.semantic:
-        tensor = torch.cat([tensor, torch.zeros(PADDED_EXAMPLES - count, *tensor.shape[1:])])
-    return pickle.dumps(tensor)
 
 
 def _write(path: Path, data: bytes) -> None:

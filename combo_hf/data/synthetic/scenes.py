@@ -4,6 +4,8 @@ Every object is drawn once as a sprite (at twice its size, then halved: anti-ali
 affine transform. All random numbers are drawn in units of the frame, so a clip looks the same at every size.
 """
 
+from __future__ import annotations
+
 import colorsys
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,12 +30,13 @@ def hsv(hue: float, saturation: float, value: float) -> Color:
 
 def scaled(color: Color, factor: float) -> Color:
     """The same colour, darker (`factor` < 1) or lighter (> 1)."""
-    return tuple(min(255, round(channel * factor)) for channel in color)
+    red, green, blue = (min(255, round(channel * factor)) for channel in color)
+    return red, green, blue
 
 
 def pick_color(rng: np.random.Generator, hues: Sequence[Range], saturation: float, values: Range) -> Color:
-    """Draws a colour whose hue lies in one of several ranges."""
-    return hsv(rng.uniform(*hues[rng.integers(len(hues))]), saturation, rng.uniform(*values))
+    """Draw a colour whose hue lies in one of several ranges."""
+    return hsv(rng.uniform(*hues[int(rng.integers(len(hues)))]), saturation, rng.uniform(*values))
 
 
 class Brush:
@@ -260,7 +263,7 @@ BUILDS: Mapping[str, tuple[float, float]] = {
 
 
 def value_noise(rng: np.random.Generator, pixels: int, cells: tuple[int, ...]) -> np.ndarray:
-    """Sums smooth random grids, each at half the weight of the last. Returns float32 (pixels, pixels) in 0..1."""
+    """Sum smooth random grids, each at half the weight of the last. Returns float32 (pixels, pixels) in 0..1."""
     total, weight = np.zeros((pixels, pixels), np.float32), 1.0
     for count in cells:
         grid = Image.fromarray(rng.random((count, count), np.float32), "F")
@@ -270,7 +273,7 @@ def value_noise(rng: np.random.Generator, pixels: int, cells: tuple[int, ...]) -
 
 
 def render_sprite(category: str, rng: np.random.Generator, pixels: int) -> Image.Image:
-    """Draws one object with shading and a faint surface texture, anti-aliased. Returns RGBA (pixels, pixels)."""
+    """Draw one object with shading and a faint surface texture, anti-aliased. Returns RGBA (pixels, pixels)."""
     brush = Brush(2 * pixels)
     DRAWINGS[category](brush, rng)
     sprite = brush.image.reduce(2)
@@ -318,8 +321,8 @@ class Motion:
     swing: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, radius: float, max_tilt: float) -> "Motion":
-        """Draws a path on which an object of this `radius` stays inside the frame."""
+    def draw(cls, rng: np.random.Generator, radius: float, max_tilt: float) -> Motion:
+        """Draw a path on which an object of this `radius` stays inside the frame."""
         room = 0.48 - 0.8 * radius
         reach = np.minimum(rng.uniform(0.03, 0.22, 2), room)
         centre = 0.5 + rng.uniform(-1, 1, 2) * (room - reach)
@@ -328,7 +331,7 @@ class Motion:
         return cls(kind, tuple(centre), tuple(reach), *numbers.tolist())
 
     def position(self, t: np.ndarray | float) -> np.ndarray:
-        """Returns the centre (..., 2) at time `t` in s."""
+        """Return the centre (..., 2) at time `t` in s."""
         turn = 2 * np.pi * (np.asarray(t) / self.period + self.phase)
         if self.kind == "drift":
             x, y = np.sin(turn), np.sin(0.7 * turn + 1)
@@ -339,7 +342,7 @@ class Motion:
         return np.stack([self.centre[0] + self.reach[0] * x, self.centre[1] + self.reach[1] * y], -1)
 
     def transform(self, t: float) -> np.ndarray:
-        """Returns the (2, 2) matrix of the object's turn, breathing size and slight shear at time `t` in s."""
+        """Return the (2, 2) matrix of the object's turn, breathing size and slight shear at time `t` in s."""
         turn = 2 * math.pi * (t / self.period + self.phase)
         angle = math.radians(self.tilt + self.swing * math.sin(turn))
         stretch, shear = 0.05 * math.sin(1.3 * turn), 0.05 * math.cos(turn)
@@ -357,7 +360,7 @@ class Item:
     flip: bool
 
     def patch(self, t: float, pixels: int) -> tuple[Image.Image, tuple[int, int]]:
-        """Returns the moved sprite at time `t` (RGBA) and where its top left corner lies in a frame of `pixels`."""
+        """Return the moved sprite at time `t` (RGBA) and where its top left corner lies in a frame of `pixels`."""
         matrix = self.motion.transform(t) @ np.diag([-1.0 if self.flip else 1.0, 1.0])
         x, y = self.motion.position(t) * pixels
         half = self.sprite.width / 2
@@ -371,7 +374,7 @@ class Item:
 
 @dataclass
 class Scene:
-    """Items from back to front over a background that pans slowly."""
+    """Item from back to front over a background that pans slowly."""
 
     pixels: int
     background: Image.Image
@@ -379,7 +382,7 @@ class Scene:
     items: list[Item]
 
     def render(self, t: float) -> tuple[Image.Image, np.ndarray]:
-        """Draws the moment `t` in s; returns the RGB frame and who is visible where.
+        """Draw the moment `t` in s; returns the RGB frame and who is visible where.
 
         The uint8 array (H, W) holds 1 + the number of the front item at each pixel, and 0 for background.
         """

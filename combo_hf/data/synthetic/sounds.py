@@ -5,12 +5,15 @@ than about half a second, so that every 0.96 s example of the VGGish front end h
 is the business of [`mix_sources`].
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from combo_hf.data.row_format import SAMPLING_RATE
 
-SAMPLING_RATE = 16000
+
 FADE_SECONDS = 0.04
 SOURCE_RMS = 0.08  # level of a continuous source
 SOURCE_PEAK = 0.5  # sparse sources (clock, drum) reach this before they reach the RMS
@@ -22,13 +25,13 @@ def _times(seconds: float) -> np.ndarray:
 
 
 def _onsets(rng: np.random.Generator, seconds: float, rate: float, jitter: float) -> np.ndarray:
-    """Returns event times in s: a steady `rate` per second, each event shifted by up to `jitter` of a period."""
+    """Event times in s: a steady `rate` per second, each event shifted by up to `jitter` of a period."""
     steady = np.arange(0.02, seconds, 1.0 / rate)
     return steady + rng.uniform(0, jitter / rate, steady.shape)
 
 
 def _place(events: Sequence[tuple[float, np.ndarray]], seconds: float) -> np.ndarray:
-    """Adds events ((start in s, samples)) onto an empty waveform of `seconds`."""
+    """Add events ((start in s, samples)) onto an empty waveform of `seconds`."""
     out = np.zeros(int(round(seconds * SAMPLING_RATE)))
     for start, samples in events:
         first = int(start * SAMPLING_RATE)
@@ -115,7 +118,7 @@ def emergency_car(rng: np.random.Generator, seconds: float) -> np.ndarray:
     hold = rng.uniform(0.38, 0.5)
     high_now = np.floor((t + rng.uniform(0, 1)) / hold) % 2
     phase = 2 * np.pi * np.cumsum(low * np.where(high_now > 0, 4 / 3, 1.0)) / SAMPLING_RATE
-    return sum(np.sin(k * phase) / k**0.6 for k in (1, 3, 5, 7))
+    return np.sum([np.sin(k * phase) / k**0.6 for k in (1, 3, 5, 7)], axis=0)
 
 
 def guitar(rng: np.random.Generator, seconds: float) -> np.ndarray:
@@ -156,7 +159,7 @@ SOUNDS: Mapping[str, Callable[[np.random.Generator, float], np.ndarray]] = {
 
 
 def synthesize_sound(category: str, rng: np.random.Generator, seconds: float) -> np.ndarray:
-    """Synthesises one source that sounds all the time.
+    """Synthesise one source that sounds all the time.
 
     Args:
         category (`str`): a key of `SOUNDS`.
@@ -179,7 +182,7 @@ def synthesize_sound(category: str, rng: np.random.Generator, seconds: float) ->
 
 
 def second_gate(schedule: Sequence[bool]) -> np.ndarray:
-    """Turns one flag per second into a gain (N,) with raised-cosine fades inside the sounding seconds."""
+    """Turn one flag per second into a gain (N,) with raised-cosine fades inside the sounding seconds."""
     gate = np.repeat(np.asarray(schedule, dtype=np.float32), SAMPLING_RATE)
     fade = int(FADE_SECONDS * SAMPLING_RATE)
     ramp = (0.5 - 0.5 * np.cos(np.pi * np.arange(fade) / fade)).astype(np.float32)
@@ -194,7 +197,7 @@ def second_gate(schedule: Sequence[bool]) -> np.ndarray:
 def mix_sources(
     sources: Sequence[tuple[str, Sequence[bool], np.random.Generator]], seconds: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mixes gated sources over faint room noise.
+    """Mix gated sources over faint room noise.
 
     Args:
         sources: (category, sounding flag per second, generator of its own) for each source; silent ones may stay in.
