@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from .commands import benchmark, conversion, data, evaluation, export, hub, proposals, segment, training
+from .commands import benchmark, data, evaluation, models, proposals, segment, training
 from .commands.common import BAD_INPUT, PROGRAM, Parser, reason
 
 
-GROUPS = (segment, proposals, data, training, evaluation, conversion, export, hub, benchmark)
+GROUPS = (segment, proposals, data, training, evaluation, models, benchmark)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,8 +40,7 @@ def convert(arguments: argparse.Namespace) -> None:
     """Convert an official file of SAM, MobileSAM or Semantic-SAM into a folder that `--model` takes."""
     import importlib
 
-    from combo_hf.conversion.proposals import TERMS, save_converted_proposal_model
-    from combo_hf.conversion.saving import check_output
+    from combo_hf.conversion.saving import TERMS, check_output, save_converted_proposal_model
 
     check_output(arguments.output)
     module, function = CONVERTERS[arguments.model]

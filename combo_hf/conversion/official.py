@@ -1,14 +1,11 @@
 """Checkpoints of the official release (a detectron2 `.pth`) -> our model, with a report that accounts for every name.
 
-The mapping is the ordered table `RULES` (with `BACKBONE_RULES` for either backbone): the first pattern that matches a
-whole name wins. A target such as `{q,k,v}_proj.weight` cuts the source along its first axis into equal parts.
+The mapping is the table `RULES` (with `BACKBONE_RULES` for either backbone); `fill.py` says how tables are read.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +13,13 @@ import torch
 
 from combo_hf.configuration_combo import OWN_PRESETS, SUBSETS, ComboConfig, preset_names
 from combo_hf.conversion.files import read_state_dict
+from combo_hf.conversion.fill import ConversionReport, Rules, check_fit, fill, rename_all
+from combo_hf.files.wording import some
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
-Rules = list[tuple[str, str]]
-
 # ResNet of detectron2 (res2 .. res5) and PVTv2 of its authors (stage 1 .. 4) -> transformers' backbones.
-BACKBONE_RULES: Rules = [
+BACKBONE_RULES: list[tuple[str, str]] = [
     (r"stem\.conv1\.norm\.(.+)", r"embedder.embedder.normalization.\1"),
     (r"stem\.conv1\.weight", r"embedder.embedder.convolution.weight"),
 ]
@@ -117,35 +114,7 @@ DROPPED: Rules = [
     (r"pixel_(mean|std)", "normalisation is done by the processor"),
     (r".*\.num_batches_tracked", "counter of a frozen batch norm"),
 ]
-NO_FUSION = "converted without the bilateral fusion (fusion=False)"
-COUNTER = "counter of a frozen batch norm, never read; zero"
-
-
-@dataclass
-class ConversionReport:
-    """What became of every name.
-
-    Args:
-        preset: what was converted: a preset, or a part of the network.
-        consumed: name in the file -> our names (several where one tensor was cut or fills two encoders).
-        dropped: name in the file -> why it is not needed.
-        missing: our name -> why it is fine that the file does not have it.
-    """
-
-    preset: str
-    consumed: dict[str, list[str]] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        numbers = f"{len(self.consumed)} entries consumed, {len(self.dropped)} dropped, {len(self.missing)} missing"
-        lines = [f"{self.preset}: {numbers}"]
-        for title, names in (("dropped", self.dropped), ("missing", self.missing)):
-            for reason in sorted(set(names.values())):
-                listed = [name for name, why in names.items() if why == reason]
-                shown = ", ".join(listed[:3]) + (f", ... ({len(listed)})" if len(listed) > 3 else "")
-                lines.append(f"  {title}: {shown}: {reason}")
-        return "\n".join(lines)
+NO_FUSION: Rules = [(r".*\.b_attn\..+", "converted without the bilateral fusion (fusion=False)")]
 
 
 def convert_official_checkpoint(
@@ -177,22 +146,9 @@ def convert_official_checkpoint(
         config = ComboConfig.from_preset(preset, audio_query_layout="official", consistency_window=5, fusion=fusion)
         model = ComboForAudioVisualSegmentation(config)
     report = ConversionReport(preset)
-    converted: dict[str, torch.Tensor] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        target = rename(name, RULES)
-        reason = NO_FUSION if not fusion and ".b_attn." in name else rename(name, DROPPED)
-        if reason is not None:
-            report.dropped[name] = reason
-        elif target is None:
-            unknown.append(name)
-        else:
-            parts = cut(target, tensor)
-            report.consumed[name] = list(parts)
-            converted.update(parts)
-    if unknown:
-        raise ValueError(f"{len(unknown)} entries are not of this release's {preset}: {some(unknown)}.")
-    _fill(model, converted, report)
+    converted = rename_all(tensors, RULES, DROPPED if fusion else [*NO_FUSION, *DROPPED], report)
+    check_fit(model, converted, "the checkpoint")
+    fill(model, converted, report)
     return model.eval(), report
 
 
@@ -214,55 +170,3 @@ def check_preset(tensors: Mapping[str, torch.Tensor], preset: str) -> None:
             f"preset {preset} has backbone {backbone} and {wanted} classes; the checkpoint has {found[0]} and "
             f"{len(head) - 1}. It fits: {', '.join(fits) or 'no preset'}."
         )
-
-
-def rename(name: str, rules: Rules) -> str | None:
-    """Target of the first rule whose pattern matches the whole name, or None."""
-    for pattern, target in rules:
-        match = re.fullmatch(pattern, name)
-        if match:
-            return match.expand(target)
-    return None
-
-
-def cut(target: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """`"a.{q,k}.w"` -> `{"a.q.w": first half, "a.k.w": second half}`; a target without braces takes all of it."""
-    braces = re.search(r"\{(.+)\}", target)
-    if braces is None:
-        return {target: tensor}
-    names = braces.group(1).split(",")
-    if tensor.ndim == 0 or len(tensor) % len(names):
-        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} cannot be cut into {names} for {target}.")
-    return {
-        target[: braces.start()] + name + target[braces.end() :]: part
-        for name, part in zip(names, tensor.chunk(len(names)), strict=True)
-    }
-
-
-def _fill(model: torch.nn.Module, converted: dict[str, torch.Tensor], report: ConversionReport) -> None:
-    """Put the tensors, copied, in the place of the model's; every entry must be there and have its shape."""
-    wanted = model.state_dict()
-    for name in wanted:
-        if name not in converted and name.endswith("num_batches_tracked"):
-            converted[name] = torch.zeros((), dtype=torch.long)
-            report.missing[name] = COUNTER
-    absent = [name for name in wanted if name not in converted]
-    if absent:
-        raise ValueError(f"the checkpoint is incomplete, {len(absent)} entries are missing: {some(absent)}.")
-    surplus = [name for name in converted if name not in wanted]
-    if surplus:
-        raise ValueError(f"the checkpoint is larger than {report.preset}: {some(surplus)} have no place.")
-    for name, tensor in wanted.items():
-        if converted[name].shape != tensor.shape:
-            raise ValueError(f"{name}: wanted shape {tuple(tensor.shape)}, got {tuple(converted[name].shape)}.")
-    for name, tensor in wanted.items():
-        converted[name] = converted[name].to(tensor.dtype, copy=True).contiguous()
-        if not bool(torch.isfinite(converted[name]).all()):
-            raise ValueError(f"{name} holds values that are not finite; the checkpoint is damaged.")
-    model.load_state_dict(converted, assign=True)
-
-
-def some(names: Iterable[str]) -> str:
-    """The first four of many names."""
-    names = list(names)
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

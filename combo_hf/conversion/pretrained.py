@@ -8,15 +8,17 @@ too: some values (which convolution of a bottleneck has the stride, heads) chang
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig
 
 from combo_hf.conversion.files import read_state_dict
-from combo_hf.conversion.official import BACKBONE_RULES, COUNTER, ConversionReport, Rules, cut, rename, some
+from combo_hf.conversion.fill import COUNTER, ConversionReport, Rules, Tensors, check_fit, fill, rename_all
+from combo_hf.conversion.official import BACKBONE_RULES
+from combo_hf.files.wording import some
 
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
@@ -38,6 +40,8 @@ LITE_RULES: Rules = [
         )
     ),
 ]
+COUNTERS: Rules = [(r".*\.num_batches_tracked", COUNTER)]
+VGGISH: Rules = [(r"((?:features|embeddings)\.\d+\..+)", r"\1")]
 CLASSIFIER = "not a part of the backbone (its ImageNet classifier)"
 PCA = "not a part of the network (PCA of VGGish's post-processing)"
 
@@ -52,11 +56,9 @@ def load_vggish(model: Any, source: str | Path | dict) -> ConversionReport:
     Raises:
         ValueError: not a weight file, or not VGGish of the model's size; the model is then unchanged.
     """
-    tensors = read_state_dict(source)
-    used = {name: value for name, value in tensors.items() if re.match(r"(features|embeddings)\.\d+\.", name)}
-    report = ConversionReport("VGGish", dropped={name: PCA for name in tensors if name not in used})
-    _load({"audio_encoder": _network(model).audio_encoder}, used, {name: [name] for name in used}, report, "VGGish")
-    return report
+    report = ConversionReport("VGGish")
+    tensors = rename_all(read_state_dict(source), VGGISH, [], report, rest=PCA)
+    return _fill({"audio_encoder": (_network(model).audio_encoder, tensors)}, report, "VGGish")
 
 
 def load_pretrained_backbones(model: Any, source: str | Path | dict) -> ConversionReport:
@@ -75,15 +77,16 @@ def load_pretrained_backbones(model: Any, source: str | Path | dict) -> Conversi
     encoder = _network(model).encoder
     report = ConversionReport("ImageNet start")
     if isinstance(source, dict) or Path(source).suffix.lower() in WEIGHT_FILES:
-        converted, origin = _rename_backbone(read_state_dict(source), report)
+        tensors = rename_all(
+            read_state_dict(source), [*BACKBONE_RULES, *LITE_RULES], COUNTERS, report, rest=CLASSIFIER
+        )
     else:
-        converted = _read_transformers(encoder.backbone, source)
-        origin = {name: [name] for name in converted}
-    backbones = {"encoder.backbone": encoder.backbone}
+        tensors = _read_transformers(encoder.backbone, source)
+        report.consumed = {name: [name] for name in tensors}
+    parts = {"encoder.backbone": (encoder.backbone, tensors)}
     if encoder.maskige_backbone is not None:
-        backbones["encoder.maskige_backbone"] = encoder.maskige_backbone
-    _load(backbones, converted, origin, report, "the state dict" if isinstance(source, dict) else str(source))
-    return report
+        parts["encoder.maskige_backbone"] = (encoder.maskige_backbone, tensors)
+    return _fill(parts, report, "the state dict" if isinstance(source, dict) else str(source))
 
 
 def load_encoders(model: Any, source: str | Path) -> ConversionReport:
@@ -103,19 +106,14 @@ def load_encoders(model: Any, source: str | Path) -> ConversionReport:
     from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
     theirs, ours = ComboForAudioVisualSegmentation.from_pretrained(source).model, _network(model)
-    pairs = {"audio_encoder": (ours.audio_encoder, theirs.audio_encoder)}
-    pairs["encoder.backbone"] = (ours.encoder.backbone, theirs.encoder.backbone)
+    parts = {"audio_encoder": (ours.audio_encoder, theirs.audio_encoder.state_dict())}
+    parts["encoder.backbone"] = (ours.encoder.backbone, theirs.encoder.backbone.state_dict())
     if ours.encoder.maskige_backbone is not None:
         maskige = theirs.encoder.maskige_backbone or theirs.encoder.backbone
-        pairs["encoder.maskige_backbone"] = (ours.encoder.maskige_backbone, maskige)
+        parts["encoder.maskige_backbone"] = (ours.encoder.maskige_backbone, maskige.state_dict())
     _check_meaning(theirs.encoder.backbone.config, ours.encoder.backbone.config, source)
-    for own, other in pairs.values():
-        _check_fit(own, other.state_dict(), str(source))
-    report = ConversionReport("encoders")
-    for prefix, (own, other) in pairs.items():
-        tensors = other.state_dict()
-        _load({prefix: own}, tensors, {name: [name] for name in tensors}, report, str(source))
-    return report
+    names = {name for _, tensors in parts.values() for name in tensors}
+    return _fill(parts, ConversionReport("encoders", {name: [name] for name in sorted(names)}), str(source))
 
 
 def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Tensor]:
@@ -147,53 +145,28 @@ def _check_meaning(found: Any, wanted: Any, source: str | Path) -> None:
             )
 
 
-def _rename_backbone(
-    tensors: dict[str, torch.Tensor], report: ConversionReport
-) -> tuple[dict[str, torch.Tensor], dict[str, list[str]]]:
-    """Tensors under the names of our backbone, and which of them each name in the file gave."""
-    converted: dict[str, torch.Tensor] = {}
-    origin: dict[str, list[str]] = {}
-    for name, tensor in tensors.items():
-        target = rename(name, BACKBONE_RULES + LITE_RULES)
-        if target is None or name.endswith("num_batches_tracked"):
-            report.dropped[name] = CLASSIFIER if target is None else COUNTER
-        else:
-            parts = cut(target, tensor)
-            origin[name] = list(parts)
-            converted.update(parts)
-    return converted, origin
+def _fill(parts: dict[str, tuple[nn.Module, Tensors]], report: ConversionReport, source: str) -> ConversionReport:
+    """Fill parts of a model after all of them were found to fit.
 
+    Args:
+        parts: name of a part -> the part, and tensors by its names.
+        report: `consumed` has names of the file -> names within a part, which become names in the model.
+        source: for the messages.
 
-def _load(
-    modules: dict[str, torch.nn.Module],
-    tensors: dict[str, torch.Tensor],
-    origin: dict[str, list[str]],
-    report: ConversionReport,
-    source: str,
-) -> None:
-    """Copy the same tensors into each module, after all names and shapes were found to fit; completes the report."""
-    for module in modules.values():
-        _check_fit(module, tensors, source)
-    for prefix, module in modules.items():
-        missing = [name for name in module.state_dict() if name not in tensors]
-        report.missing.update({f"model.{prefix}.{name}": COUNTER for name in missing})
-        module.load_state_dict(tensors, strict=False)
-        for name, parts in origin.items():
-            report.consumed.setdefault(name, []).extend(f"model.{prefix}.{part}" for part in parts)
+    Returns:
+        The report, complete.
 
-
-def _check_fit(module: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
-    """Raise `ValueError` unless the tensors have a module's names and shapes, and finite values."""
-    own = module.state_dict()
-    absent = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
-    if absent or not tensors:
-        raise ValueError(f"{source} does not fit: {len(absent)} of {len(own)} entries are missing: {some(absent)}.")
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            wanted = tuple(own[name].shape) if name in own else "no such entry"
-            raise ValueError(f"{source} does not fit: {name} has shape {tuple(tensor.shape)}, wanted {wanted}.")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{source} is damaged: {name} holds values that are not finite.")
+    Raises:
+        ValueError: something does not fit; the model is then unchanged.
+    """
+    for module, tensors in parts.values():
+        check_fit(module, tensors, source)
+    within, report.consumed = report.consumed, {name: [] for name in report.consumed}
+    for prefix, (module, tensors) in parts.items():
+        fill(module, tensors, report, f"model.{prefix}.")
+        for name, places in within.items():
+            report.consumed[name] += [f"model.{prefix}.{place}" for place in places if place in tensors]
+    return report
 
 
 def _network(model: Any) -> Any:

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 from combo_hf.conversion.files import read_state_dict
-from combo_hf.conversion.official import ConversionReport, Rules, rename
+from combo_hf.conversion.fill import ConversionReport, Rules, check_fit, fill, rename_all
+from combo_hf.files.wording import some
 
 
 _POSITIONS = "shared_image_embedding.positional_embedding"
+_TIED = "prompt_encoder.shared_embedding.positional_embedding"  # where the network has it, the same tensor
 _ENDS = {"0": "proj_in", "1": "layers.0", "2": "proj_out"}  # the heads have three layers
 
-_HEADS: Rules = [
+_HEADS: list[tuple[str, str]] = [
     (rf"mask_decoder\.(iou_prediction_head|output_hypernetworks_mlps\.\d)\.layers\.{number}\.(.+)",
      rf"mask_decoder.\1.{target}.\2")
     for number, target in _ENDS.items()
@@ -122,7 +124,7 @@ def convert_sam(source: str | Path | Mapping[str, Any], config: Any = None) -> t
         if width not in SAM_VARIANTS:
             raise ValueError(f"no official SAM has an image encoder {width} wide; known: {list(SAM_VARIANTS)}.")
         config = SamConfig(vision_config={"hidden_size": width, **SAM_VARIANTS[width]})
-    return fill_model(SamModel, config, tensors, SAM_RULES, f"SAM, width {first.shape[-1]}")
+    return _build(SamModel, config, tensors, SAM_RULES, f"SAM, width {first.shape[-1]}")
 
 
 def convert_mobile_sam(source: str | Path | Mapping[str, Any], config: Any = None) -> tuple[Any, ConversionReport]:
@@ -140,10 +142,10 @@ def convert_mobile_sam(source: str | Path | Mapping[str, Any], config: Any = Non
     tensors = read_state_dict(source)
     if "image_encoder.patch_embed.seq.0.c.weight" not in tensors:
         raise ValueError(_foreign(tensors, "MobileSAM", "image_encoder.patch_embed.seq.0.c.weight", "sam"))
-    return fill_model(MobileSamModel, config or MobileSamConfig(), tensors, MOBILE_SAM_RULES, "MobileSAM vit_t")
+    return _build(MobileSamModel, config or MobileSamConfig(), tensors, MOBILE_SAM_RULES, "MobileSAM vit_t")
 
 
-def fill_model(
+def _build(
     network: Any, config: Any, tensors: Mapping[str, torch.Tensor], rules: Rules, name: str
 ) -> tuple[Any, ConversionReport]:
     """A network with every tensor taken from a file, and the report.
@@ -151,39 +153,15 @@ def fill_model(
     Raises:
         ValueError: names without a place, tensors that are missing, of another shape or not finite.
     """
-    report, converted, unknown = ConversionReport(name), {}, []
-    for key, tensor in tensors.items():
-        reason, target = rename(key, DROPPED), rename(key, rules)
-        if reason is not None:
-            report.dropped[key] = reason
-        elif target is None:
-            unknown.append(key)
-        else:
-            report.consumed[key] = [target]
-            converted[target] = tensor
-    if unknown:
-        raise ValueError(f"{len(unknown)} entries have no place in {name}: {', '.join(unknown[:4])}.")
+    report = ConversionReport(name)
+    converted = rename_all(tensors, rules, DROPPED, report)
     model = network(config)
-    wanted = model.state_dict()
-    tied = "prompt_encoder.shared_embedding.positional_embedding"
-    if tied in wanted and _POSITIONS in converted:
-        converted[tied] = converted[_POSITIONS]
-    absent = [key for key in wanted if key not in converted]
-    surplus = [key for key in converted if key not in wanted]
-    if absent or surplus:
-        what = f"lacks {absent[0]}" if absent else f"has no place for {surplus[0]}"
-        raise ValueError(
-            f"not the variant wanted: {'the file' if absent else name} {what} ({len(absent or surplus)})."
-        )
-    for key, tensor in wanted.items():
-        if converted[key].shape != tensor.shape:
-            raise ValueError(f"{key}: wanted {tuple(tensor.shape)} ({name}), got {tuple(converted[key].shape)}.")
-        if not bool(torch.isfinite(converted[key]).all()):
-            raise ValueError(f"{key} holds values that are not finite; the file is damaged.")
-    model.load_state_dict(converted)
+    if _TIED in model.state_dict() and _POSITIONS in converted:
+        converted[_TIED] = converted[_POSITIONS]
+    check_fit(model, converted, "the file")
+    fill(model, converted, report)
     return model.eval(), report
 
 
 def _foreign(tensors: Mapping[str, torch.Tensor], name: str, wanted: str, other: str) -> str:
-    names = ", ".join(list(tensors)[:3])
-    return f"this is not a file of {name}: it has no {wanted} (it has {names}, ...). Is it one of --model {other}?"
+    return f"this is not a file of {name}: it has no {wanted} (it has {some(tensors)}). Is it one of --model {other}?"

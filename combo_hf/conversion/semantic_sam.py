@@ -10,7 +10,7 @@ converted weights on.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from transformers.initialization import no_init_weights
 
 from combo_hf.conversion.files import read_state_dict
-from combo_hf.conversion.official import ConversionReport, Rules, cut, rename
+from combo_hf.conversion.fill import ConversionReport, Rules, check_fit, fill, rename_all
+from combo_hf.files.wording import some
 from combo_hf.proposals.configuration_semantic_sam import VARIANTS, SemanticSamConfig
 from combo_hf.proposals.modeling_semantic_sam import SemanticSamModel
 
@@ -83,7 +84,6 @@ DROPPED: Rules = [
     (_QUERY + r"(lang_mapper|class_embed|class_embed_part)", "class names, not used for masks"),
     (r"(?!backbone\.|sem_seg_head\.(pixel_decoder|predictor)\.).*", "outside the network that makes masks"),
 ]
-SECOND_NAME = "second name of a shared tensor, equal to the first"
 UNUSED_NORM = "a norm that transformers' backbone computes and nobody reads; identity"
 SIGNATURE = (
     "backbone.patch_embed.proj.weight",
@@ -116,58 +116,16 @@ def convert_semantic_sam(
         variant = check_variant(tensors, variant)
         config = SemanticSamConfig.from_variant(variant)
     report = ConversionReport(f"semantic-sam-{variant or 'custom'}")
-    converted = rename_all(tensors, report)
+    converted = rename_all(tensors, RULES, DROPPED, report, ALIASES)
     with no_init_weights():  # on the CPU, not "meta": the window indices of Swin are no part of a state dict
         model = SemanticSamModel(config)
     for name, tensor in model.backbone.swin.layernorm.state_dict().items():
         full = f"backbone.swin.layernorm.{name}"
         converted[full] = torch.ones_like(tensor) if name == "weight" else torch.zeros_like(tensor)
         report.missing[full] = UNUSED_NORM
-    check_complete(model.state_dict(), converted, report.preset)
-    model.load_state_dict(converted)
+    check_fit(model, converted, "the checkpoint")
+    fill(model, converted, report)
     return model.eval(), report
-
-
-def rename_all(tensors: Mapping[str, torch.Tensor], report: ConversionReport) -> dict[str, torch.Tensor]:
-    """Tensors under our names; what became of every name goes to the report.
-
-    Raises:
-        ValueError: entries that the released networks do not have, or second names of shared tensors that differ.
-    """
-    converted: dict[str, torch.Tensor] = {}
-    unknown = []
-    for name, tensor in tensors.items():
-        target, alias, reason = (rename(name, rules) for rules in (RULES, ALIASES, DROPPED))
-        if target is not None:
-            parts = cut(target, tensor)
-            report.consumed[name] = list(parts)
-            converted.update(parts)
-        elif alias in tensors:
-            if tensor.shape != tensors[alias].shape or not torch.equal(tensor, tensors[alias]):
-                raise ValueError(f"{name} differs from {alias}, which it should share; this is another network.")
-            report.dropped[name] = SECOND_NAME
-        elif reason is not None:
-            report.dropped[name] = reason
-        else:
-            unknown.append(name)
-    if unknown:
-        raise ValueError(f"{len(unknown)} entries are not of the released network: {_some(unknown)}.")
-    return converted
-
-
-def check_complete(wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise `ValueError` unless every tensor of the network is there, in its shape and finite, and no other."""
-    absent = [key for key in wanted if key not in found]
-    if absent:
-        raise ValueError(f"the checkpoint is incomplete, {len(absent)} entries are missing: {_some(absent)}.")
-    surplus = [key for key in found if key not in wanted]
-    if surplus:
-        raise ValueError(f"the checkpoint is larger than {name}: {_some(surplus)} have no place.")
-    for key, tensor in wanted.items():
-        if found[key].shape != tensor.shape:
-            raise ValueError(f"{key}: wanted shape {tuple(tensor.shape)}, got {tuple(found[key].shape)}.")
-        if not bool(torch.isfinite(found[key]).all()):
-            raise ValueError(f"{key} holds values that are not finite; the checkpoint is damaged.")
 
 
 def check_signature(tensors: Mapping[str, torch.Tensor]) -> None:
@@ -175,8 +133,8 @@ def check_signature(tensors: Mapping[str, torch.Tensor]) -> None:
     absent = [name for name in SIGNATURE if name not in tensors]
     if absent:
         raise ValueError(
-            f"this is not a Semantic-SAM checkpoint: its {len(tensors)} entries ({_some(tensors)}) lack "
-            f"{_some(absent)}; give a .pth of {REPOSITORY}, Swin-T or Swin-L, only_sam_many2many."
+            f"this is not a Semantic-SAM checkpoint: its {len(tensors)} entries ({some(tensors)}) lack "
+            f"{some(absent)}; give a .pth of {REPOSITORY}, Swin-T or Swin-L, only_sam_many2many."
         )
 
 
@@ -200,8 +158,3 @@ def check_variant(tensors: Mapping[str, torch.Tensor], variant: str | None) -> s
     if variant not in (None, found[0]):
         raise ValueError(f"variant {variant!r} was asked for, but the checkpoint is {found[0]!r}.")
     return found[0]
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

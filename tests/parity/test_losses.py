@@ -8,7 +8,8 @@ import torch
 from goldens import Goldens, loss_inputs
 from tolerances import allowed
 
-from combo_hf.conversion.official import RULES, cut, rename
+from combo_hf.conversion.fill import cut, rename
+from combo_hf.conversion.official import RULES
 from combo_hf.loss_combo import ComboLoss, frame_distances, neighbours, sample_points
 
 

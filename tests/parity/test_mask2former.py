@@ -13,7 +13,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 
 from combo_hf.configuration_combo import ComboConfig
-from combo_hf.conversion.official import cut, rename
+from combo_hf.conversion.fill import cut, rename
 from combo_hf.modeling_combo_decoder import ComboDecoder
 from combo_hf.modeling_combo_pixel_decoder import ComboPixelDecoder
 

@@ -77,7 +77,7 @@ def test_start_from_a_transformers_classifier(tmp_path: Path, backbone: dict, sh
         (RESNET, {"downsample_in_bottleneck": True}, "has downsample_in_bottleneck True, this model False"),
         (RESNET, {"hidden_act": "gelu"}, "has hidden_act gelu, this model relu"),
         (RESNET, {"hidden_sizes": [24, 48, 96, 256]}, "does not fit: encoder.stages.3.layers.0.shortcut"),
-        (RESNET, {"depths": [1, 2, 1, 2]}, "does not fit: encoder.stages.3.layers.1.* no such entry"),
+        (RESNET, {"depths": [1, 2, 1, 2]}, "does not fit: .* no place here: encoder.stages.3.layers.1"),
         (PVT, {"num_attention_heads": [1, 2, 2, 4]}, r"has num_attention_heads \[1, 2, 2, 4\], this model \[1, 2, 4"),
     ],
     ids=["stride", "activation", "width", "depth", "heads"],

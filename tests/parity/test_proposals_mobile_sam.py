@@ -16,8 +16,8 @@ from proposal_goldens import (
     official_weights,
 )
 
-from combo_hf.conversion.proposals import save_converted_proposal_model
 from combo_hf.conversion.sam import convert_mobile_sam
+from combo_hf.conversion.saving import save_converted_proposal_model
 from combo_hf.proposals.mobile_sam import MobileSamProposals
 
 

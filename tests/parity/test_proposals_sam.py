@@ -21,8 +21,8 @@ from proposal_goldens import (
     sam_tiny_config,
 )
 
-from combo_hf.conversion.proposals import save_converted_proposal_model
 from combo_hf.conversion.sam import convert_sam
+from combo_hf.conversion.saving import save_converted_proposal_model
 from combo_hf.maskige_combo import PALETTE, maskige_index, paint_maskige
 from combo_hf.proposals.sam import SamAdapter, SamProposals
 

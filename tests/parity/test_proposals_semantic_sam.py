@@ -16,7 +16,7 @@ import torch
 from goldens import Goldens, normalise
 from PIL import Image
 
-from combo_hf.conversion.proposals import save_converted_proposal_model
+from combo_hf.conversion.saving import save_converted_proposal_model
 from combo_hf.conversion.semantic_sam import convert_semantic_sam
 from combo_hf.proposals.modeling_semantic_sam import enlarge
 from combo_hf.proposals.semantic_sam import SemanticSamAdapter, SemanticSamProposals

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from combo_hf.configuration_combo import BACKBONES, OWN_PRESETS, ComboConfig, preset_names
-from combo_hf.conversion.official import RULES, cut, rename
+from combo_hf.conversion.fill import cut, rename
+from combo_hf.conversion.official import RULES
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 

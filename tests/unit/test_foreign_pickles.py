@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from combo_hf.conversion.files import read_state_dict
-from combo_hf.conversion.pickles import ArrayUnpickler, check_pickle, load_arrays, unpack
+from combo_hf.conversion.files import ArrayUnpickler, check_pickle, load_arrays, read_state_dict, unpack
 
 
 ARRAYS = {
@@ -106,19 +106,133 @@ def test_an_array_without_a_state_is_no_tensor(tmp_path: Path) -> None:
 def test_no_memory_for_a_memo(tmp_path: Path) -> None:
     bomb = b"}r" + struct.pack("<I", 1 << 27) + b"."  # pickle's own list of 2 GB for one entry
     with pytest.raises(pickle.UnpicklingError, match="an entry 134217728 of the memo"):
-        check_pickle(bomb)
+        check_pickle(io.BytesIO(bomb))
     (tmp_path / "a.pkl").write_bytes(bomb)
     with pytest.raises(ValueError, match="a.pkl"):
         read_state_dict(tmp_path / "a.pkl")
     huge = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 33) + b"x."
     with pytest.raises(ValueError, match="expected 8589934592 bytes"):
-        check_pickle(huge)
-    check_pickle(pickle.dumps(list(range(1000)) + [f"{number}" for number in range(1000)]))
+        check_pickle(io.BytesIO(huge))
+    check_pickle(io.BytesIO(pickle.dumps(list(range(1000)) + [f"{number}" for number in range(1000)])))
 
 
 def test_an_encoder_is_not_chosen_by_the_file() -> None:
     with pytest.raises(pickle.UnpicklingError, match="encoding"):
-        ArrayUnpickler(io.BytesIO(b"c_codecs\nencode\n(Vx\nVzlib_codec\ntR.")).load()
+        ArrayUnpickler(b"c_codecs\nencode\n(Vx\nVzlib_codec\ntR.").load()
+
+
+TEXT = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\x00"  # a megabyte in the memo, at place 0
+ENCODE, ORDERED = b"c_codecs\nencode\nq\x01", b"ccollections\nOrderedDict\nq\x01"
+PAIRS = b"](" + b"".join(b"K%cK\x01\x86" % number for number in range(256)) * 50 + b"eq\x00"
+REUSED = {
+    "text": b"\x80\x02" + TEXT + ENCODE + b"](" + b"h\x01h\x00X\x06\x00\x00\x00latin1\x86R" * 500 + b"e.",
+    "arguments": b"\x80\x02"
+    + TEXT
+    + ENCODE
+    + b"h\x00X\x06\x00\x00\x00latin1\x86q\x02("
+    + b"h\x01h\x02R" * 500
+    + b"l.",
+    "pairs": b"\x80\x02" + PAIRS + ORDERED + b"](" + b"h\x01h\x00\x85R" * 2000 + b"e.",
+}
+
+
+@pytest.mark.parametrize("name", REUSED)
+def test_a_megabyte_does_not_ask_for_gigabytes(tmp_path: Path, name: str) -> None:
+    """Every use of the same text, bytes or container may make a copy of it."""
+    (tmp_path / "a.pkl").write_bytes(REUSED[name])
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("a/data.pkl", REUSED[name])
+        archive.writestr("a/version", "3")
+    (tmp_path / "b.pth").write_bytes(REUSED[name] * 5)
+    for file in ("a.pkl", "a.pth", "b.pth"):
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=f"^{file} is truncated or not"):
+            read_state_dict(tmp_path / file)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 60 * (tmp_path / file).stat().st_size
+
+
+def test_the_same_numbers_for_many_arrays(tmp_path: Path) -> None:
+    """Their text is in a tuple that is the state of one array after the other."""
+    call, arguments, _ = np.zeros(1).__reduce__()
+    state = (1, (1 << 20,), np.dtype("u1"), False, "x" * (1 << 20))
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({f"{n}": Made(call, arguments, state) for n in range(300)}, 2))
+    with pytest.raises(ValueError, match="a.pkl is truncated or not"):
+        read_state_dict(tmp_path / "a.pkl")
+
+
+def test_a_compressed_archive(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1 << 20)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth") as old, zipfile.ZipFile(tmp_path / "b.pth", "w", 8) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    with pytest.raises(ValueError, match="b.pth is truncated or not .*compressed"):
+        read_state_dict(tmp_path / "b.pth")
+
+
+def legacy(path: Path, content: Any, filled: bool) -> None:
+    """A PyTorch file of the old kind; where it is not `filled`, its storages are named and not there."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
+    buffer.seek(0)
+    for _ in range(4):
+        check_pickle(buffer)
+    path.write_bytes(buffer.getvalue() if filled else buffer.getvalue()[: buffer.tell()] + pickle.dumps([], 2))
+
+
+def grown(numbers: int, size: tuple[int, ...]) -> Made:
+    """A tensor that asks for more numbers than its storage has, by the call that makes it."""
+    storage = torch.zeros(numbers)._typed_storage()
+    return Made(torch._utils._rebuild_tensor_v2, (storage, 0, size, (1,), False, None))
+
+
+def set_later(numbers: int, size: tuple[int, ...]) -> Made:
+    """The same by a state, which no check of the call sees."""
+    storage = torch.zeros(numbers)._typed_storage()
+    arguments = (storage, 0, (numbers,), (1,), False, None)
+    return Made(torch._utils._rebuild_tensor_v2, arguments, (storage, 0, size, (1,)))
+
+
+@pytest.mark.parametrize("make", [grown, set_later])
+@pytest.mark.parametrize("kind", ["zip", "old", "old, not filled"])
+def test_no_memory_that_was_not_read(tmp_path: Path, make: Any, kind: str) -> None:
+    content = {"a": make(4, (30720,)), "padding": torch.zeros(100_000)}
+    if kind == "zip":
+        torch.save(content, tmp_path / "a.pth")
+    else:
+        legacy(tmp_path / "a.pth", content, kind == "old")
+    with pytest.raises(ValueError, match="a.pth"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_what_a_file_names_and_does_not_hold_is_zero_or_refused(tmp_path: Path) -> None:
+    legacy(tmp_path / "a.pth", {"a": torch.ones(3)}, filled=False)
+    assert read_state_dict(tmp_path / "a.pth")["a"].tolist() == [0, 0, 0]
+    legacy(tmp_path / "b.pth", {"a": torch.ones(30_000)}, filled=False)
+    with pytest.raises(ValueError, match="b.pth is truncated or not"):
+        read_state_dict(tmp_path / "b.pth")
+
+
+UNUSUAL = {
+    "meta": lambda: torch.zeros(3, device="meta"),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    "complex": lambda: torch.zeros(3, dtype=torch.complex64),
+    "small floats": lambda: torch.zeros(3).to(torch.float8_e4m3fn),
+    "wide": lambda: np.zeros(3, np.longdouble),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_tensors_are_refused_in_words(tmp_path: Path, name: str) -> None:
+    value = UNUSUAL[name]()
+    with pytest.raises(ValueError, match="is a tensor of an unusual kind|is a ndarray, wanted a tensor"):
+        read_state_dict({"a": value})
+    torch.save({"a": value}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="a.pth"):
+        read_state_dict(tmp_path / "a.pth")
 
 
 def test_a_weight_file_with_a_lying_zip(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 import combo_hf
 from combo_hf import cli
-from combo_hf.conversion.official import ConversionReport
+from combo_hf.conversion.fill import ConversionReport
 from combo_hf.conversion.saving import save_converted
 from combo_hf.proposals.cache import write_masks
 from combo_hf.results.video import write_video

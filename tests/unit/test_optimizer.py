@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from combo_hf.configuration_combo import ComboConfig
-from combo_hf.conversion.official import RULES, cut, rename
+from combo_hf.conversion.fill import cut, rename
+from combo_hf.conversion.official import RULES
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.training.optimizer import build_optimizer, build_scheduler, parameter_groups, poly_factor
 

@@ -1,0 +1,124 @@
+"""Commands about whole models: `combo-hf convert`, `combo-hf export`, `combo-hf push`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from combo_hf.commands.common import PROGRAM, InputError, add_command, named, positive
+
+
+if TYPE_CHECKING:
+    from combo_hf.publishing import Publication
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Convert a checkpoint of the official release into a folder that `--model` takes."""
+    from combo_hf.conversion.official import convert_official_checkpoint
+    from combo_hf.conversion.saving import check_output, save_converted
+
+    check_output(arguments.output)
+    with named(arguments.checkpoint):
+        model, report = convert_official_checkpoint(
+            arguments.checkpoint, arguments.preset, fusion=False if arguments.no_fusion else None
+        )
+    print(report)
+    print(f"written to {save_converted(model, report, arguments.output)}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write the network as an ONNX file or a torch.export program, for a fixed number of frames per clip."""
+    from combo_hf import ComboForAudioVisualSegmentation, resolve_model
+    from combo_hf.conversion.exporting import SUFFIXES, export_onnx, save_program
+
+    if arguments.output.suffix not in SUFFIXES:
+        raise InputError(
+            f"{arguments.output.name}: the file must end in {' (ONNX) or '.join(SUFFIXES)} (torch.export)"
+        )
+    with named(arguments.model, loading=True):
+        model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(arguments.model))
+    if arguments.output.suffix == SUFFIXES[0]:
+        differences = export_onnx(model, arguments.output, arguments.frames)
+    else:
+        differences = save_program(model, arguments.output, arguments.frames)
+    for name, difference in differences.items():
+        print(f"{name}: differs from PyTorch by {difference:.1e} of its largest magnitude")
+    print(f"written to {arguments.output}")
+
+
+def push(arguments: argparse.Namespace) -> None:
+    """Publish a checkpoint on the Hub: weights, configuration, processor, code, model card and a picture."""
+    from combo_hf.publishing import plan_publication, publish, resolve_repo_id
+
+    _quiet_hub()
+    # A dry run needs neither token nor network.
+    repo_id = arguments.repo if arguments.dry_run else resolve_repo_id(arguments.repo)
+    with named(arguments.folder):
+        publication = plan_publication(
+            arguments.folder,
+            repo_id if "/" in repo_id else f"your-name/{repo_id}",
+            results=arguments.results or (),
+            license=arguments.license,
+            preview=not arguments.no_preview,
+            card_only=arguments.card_only,
+        )
+    _print_files(publication)
+    if arguments.dry_run:
+        print(f"dry run: nothing was sent to {publication.repo_id}")
+        return
+    published = publish(
+        publication,
+        private=arguments.private,
+        message=arguments.message,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    for name in published.removed:
+        print(f"removed there: {name}, of an earlier publication")
+    print(f"published: {published.url} at {published.commit[:12]}")
+
+
+def _quiet_hub() -> None:
+    """No bars in a log file."""
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+
+
+def _print_files(publication: Publication) -> None:
+    width = max(len(file.name) for file in publication.files)
+    for file in publication.files:
+        print(f"  {file.name:{width}}  {file.size:>14,} bytes  {file.why}")
+    print(f"  {len(publication.files)} files, {publication.size:,} bytes")
+
+
+def register(commands: Any) -> None:
+    """Add the sub-commands."""
+    example = f"{PROGRAM} convert model_best.pth --preset pvtv2-b5-s4 --output combo-s4"
+    command = add_command(commands, "convert", convert, "convert an official checkpoint", example)
+    command.add_argument("checkpoint", type=Path, help="official .pth file")
+    command.add_argument("--preset", required=True, help="{r50, pvtv2-b5}-{s4, ms3, avss}: what it was trained as")
+    command.add_argument("--output", type=Path, required=True, help="new folder")
+    command.add_argument("--no-fusion", action="store_true", help="as the release's AVSS/R50 test configuration")
+
+    example = f"{PROGRAM} export my-model --output model.onnx --frames 5"
+    command = add_command(commands, "export", export, "write the network as ONNX or torch.export file", example)
+    command.add_argument("model", help="folder or Hub id")
+    command.add_argument("--output", type=Path, required=True, help="file.onnx (ONNX) or file.pt2 (torch.export)")
+    command.add_argument("--frames", type=positive, help="frames per clip, default the model's")
+
+    example = f"{PROGRAM} push runs/demo/best me/combo-demo --private --dry-run"
+    command = add_command(commands, "push", push, "publish a checkpoint on the Hub", example)
+    command.add_argument("folder", type=Path, help="checkpoint: a folder of save_pretrained with its processor")
+    command.add_argument("repo", help="name or owner/name on the Hub; made where it does not exist")
+    command.add_argument("--private", action="store_true", help="nobody else may see it")
+    command.add_argument("--dry-run", action="store_true", help="show what would go, and send nothing")
+    command.add_argument("--message", help="of the commit")
+    command.add_argument("--card-only", action="store_true", help="only the model card and its picture")
+    command.add_argument(
+        "--results", type=Path, action="append", help="results.json of evaluate for these weights; may be repeated"
+    )
+    command.add_argument("--license", help="of the weights, as the Hub names it; default: from what made them")
+    command.add_argument("--no-preview", action="store_true", help="no picture")
