@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from combo_hf.cli import Parser, run_script
 from combo_hf.maskige_combo import PALETTE, paint_maskige
 from combo_hf.proposals import load_proposal_generator
-from combo_hf.proposals.sources import FILMS, read_picture
+from combo_hf.proposals.sources import VIDEOS, read_picture
 
 
 COLORS, COLUMNS, CELL = 150, 15, 56
@@ -52,7 +52,7 @@ def comparison_figure(frames: list[Image.Image], generators: dict[str, object]) 
 
 def first_frame(path: Path) -> Image.Image:
     """A picture, or the first frame of a film."""
-    if path.suffix.lower() not in FILMS:
+    if path.suffix.lower() not in VIDEOS:
         return read_picture(path)
     from combo_hf.media_combo import iter_clips
 

@@ -100,5 +100,5 @@ class DiscProposals(PointGridProposals):
     name = "discs"
 
     @classmethod
-    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype, **options: Any) -> DiscAdapter:
+    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype) -> DiscAdapter:
         return DiscAdapter()

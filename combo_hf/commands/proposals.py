@@ -19,7 +19,7 @@ CONVERTERS = {
 
 
 def maskige(arguments: argparse.Namespace) -> int:
-    """Make the Maskiges of a film, a folder, AVSBench as downloaded, or a built data set."""
+    """Make the Maskiges of a video, a folder, AVSBench as downloaded, or a built data set."""
     from combo_hf.proposals.pregenerate import pregenerate
 
     with named(arguments.model or arguments.generator, loading=True):
@@ -83,7 +83,7 @@ def register(commands: Any) -> None:
     """Add the sub-commands."""
     example = f"{PROGRAM} maskige frames --generator mobile_sam --model my-mobile-sam --output maskiges"
     command = add_command(commands, "maskige", maskige, "make Maskiges in advance", example)
-    command.add_argument("source", help="film, folder of pictures or films, AVSBench, or built data set")
+    command.add_argument("source", help="video, folder of pictures or videos, AVSBench, or built data set")
     command.add_argument("--output", type=Path, required=True, help="folder; for AVSBench it may be the source")
     names = "superpixels (default, no weights), sam, mobile_sam, semantic_sam, sam2, edgetam"
     command.add_argument("--generator", default="superpixels", help=names)
@@ -91,7 +91,7 @@ def register(commands: Any) -> None:
     command.add_argument("--option", type=_option, action="append", default=[], metavar="NAME=VALUE",
                          help="of the generator: points_per_side=16, pred_iou_thresh=0.9, ...")  # fmt: skip
     command.add_argument("--size", type=positive, help="side in pixels; default 224; AVSBench, data sets: the frame's")
-    command.add_argument("--fps", type=positive, default=1, help="frames per second of a film, default 1")
+    command.add_argument("--fps", type=positive, default=1, help="frames per second of a video, default 1")
     command.add_argument("--stable-colors", action="store_true", help="keep colours from frame to frame of a clip")
     command.add_argument("--num-shards", type=positive, default=1, help="parts that the work is cut into")
     command.add_argument("--shard-index", type=int, default=0, help="which part to do, from 0")

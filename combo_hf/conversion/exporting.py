@@ -1,7 +1,7 @@
 """The network as a graph for a fixed number of frames: `torch.export` programs and ONNX files.
 
 What is exported is one clip of T frames without labels: frames, Maskiges and log-mel in, class and mask logits out.
-Reading films, Maskiges, log-mel and the label maps out of the logits stay in Python ([`ComboProcessor`]).
+Reading videos, Maskiges, log-mel and the label maps out of the logits stay in Python ([`ComboProcessor`]).
 """
 
 from __future__ import annotations

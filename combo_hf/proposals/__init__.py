@@ -12,10 +12,10 @@ from typing import Any
 
 _CLASSES = {
     "sam": ("sam", "SamProposals"),
-    "mobile_sam": ("mobile_sam", "MobileSamProposals"),
+    "mobile_sam": ("sam", "MobileSamProposals"),
     "semantic_sam": ("semantic_sam", "SemanticSamProposals"),
-    "sam2": ("sam2", "Sam2Proposals"),
-    "edgetam": ("sam2", "EdgeTamProposals"),
+    "sam2": ("sam", "Sam2Proposals"),
+    "edgetam": ("sam", "EdgeTamProposals"),
     "cached": ("cache", "CachedProposals"),
 }
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -23,13 +24,13 @@ from PIL import Image
 
 from combo_hf.files.environment import fingerprint_weights, resolve_device
 from combo_hf.proposals.boxes import box_nms, masks_to_boxes, remove_small_regions
+from combo_hf.proposals.loading import resolve_dtype
 
 
 CHUNK_PIXELS = 2**25  # enlarged at a time: 128 MB of float32
 CPU_PIXELS = 2**22  # on a CPU what stays in its cache is faster: 11 ms a mask at 720p, not 17
 MODEL_PIXELS = 1024 * 1024  # SAM enlarges to its own input size on the way
 SECOND_NMS = 0.7  # of the NMS after the clean-up the larger of this and box_nms_thresh counts (crop_nms_thresh)
-MEMORY_KNOB = "points_per_batch"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class MaskSettings:
     box_nms_thresh: float = 0.7
     min_mask_region_area: int = 0
     max_side: int | None = 4096
+    memory_only: ClassVar[tuple[str, ...]] = ("points_per_batch",)  # what no mask depends on
 
     def __post_init__(self) -> None:
         checks = {
@@ -112,20 +114,35 @@ class Proposals:
     """Masks of one frame, best first (after a clean-up: unchanged ones first).
 
     Attributes:
-        masks: bool (K, H, W).
+        masks: bool (K, H, W); while they are collected bits, uint8 (N, H, ceil(W / 8)): there may be thousands.
+        boxes: int64 (K, 4): left, top, right, bottom, the last two inclusive.
         scores: float32 (K,), predicted IoU.
         stability: float32 (K,).
-        areas: int64 (K,), pixels.
-        boxes: int64 (K, 4): left, top, right, bottom, the last two inclusive.
         points: float64 (K, 2): the click (x, y) that gave the mask.
     """
 
     masks: np.ndarray
+    boxes: np.ndarray
     scores: np.ndarray
     stability: np.ndarray
-    areas: np.ndarray
-    boxes: np.ndarray
     points: np.ndarray
+
+    @property
+    def areas(self) -> np.ndarray:
+        """Pixels of every mask: int64 (K,)."""
+        return np.count_nonzero(self.masks, axis=(1, 2)).astype(np.int64)
+
+    def take(self, rows: np.ndarray) -> Proposals:
+        """These masks, in this order."""
+        return Proposals(*(getattr(self, column)[rows] for column in _COLUMNS))
+
+    @staticmethod
+    def join(parts: list[Proposals]) -> Proposals:
+        """The masks of all parts."""
+        return Proposals(*(np.concatenate([getattr(part, column) for part in parts]) for column in _COLUMNS))
+
+
+_COLUMNS = [field.name for field in dataclasses.fields(Proposals)]
 
 
 class PointGridProposals:
@@ -134,7 +151,7 @@ class PointGridProposals:
     Args:
         adapter ([`PointPromptModel`]): the model.
         source (`str`, *optional*): folder or Hub id it came from; without it the generator cannot be saved by name.
-        **options: fields of [`MaskSettings`] and the model's own options (`adapter_options`).
+        **options: fields of `settings_class`.
 
     Raises:
         TypeError: an option that does not exist.
@@ -143,22 +160,24 @@ class PointGridProposals:
 
     name: ClassVar[str]
     example: ClassVar[str] = "a folder or a Hub id"
-    defaults: ClassVar[dict[str, Any]] = {}
-    adapter_options: ClassVar[dict[str, Any]] = {}
-    batch_matters: ClassVar[bool] = False
+    settings_class: ClassVar[type[MaskSettings]] = MaskSettings
 
     def __init__(self, adapter: PointPromptModel, *, source: str | None = None, **options: Any) -> None:
-        settings, own = self._split(options)
-        self.adapter, self.source, self.settings, self.options = adapter, source, settings, own
+        self.adapter, self.source, self.settings = adapter, source, self._settings(options)
 
     @classmethod
-    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype, **options: Any) -> PointPromptModel:
+    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype) -> PointPromptModel:
         """Load the model; to be overridden."""
         raise NotImplementedError(f"{cls.__name__}.load_adapter")
 
     @classmethod
     def from_pretrained(
-        cls, model: Any = None, *, device: Any = None, dtype: Any = None, **options: Any
+        cls,
+        model: str | Path | None = None,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        **options: Any,
     ) -> PointGridProposals:
         """Load a model and wrap it.
 
@@ -175,19 +194,17 @@ class PointGridProposals:
         """
         if model is None:
             raise ValueError(f"{cls.name}: which weights? Pass model={cls.example}.")
-        _, own = cls._split(options)
-        adapter = cls.load_adapter(str(model), resolve_device(device), resolve_dtype(dtype), **own)
+        cls._settings(options)  # refused before the weights are loaded
+        adapter = cls.load_adapter(str(model), resolve_device(device), resolve_dtype(dtype))
         return cls(adapter, source=str(model), **options)
 
     @classmethod
-    def _split(cls, options: dict[str, Any]) -> tuple[MaskSettings, dict[str, Any]]:
-        own = {**cls.adapter_options, **{key: options[key] for key in cls.adapter_options if key in options}}
-        common = {key: value for key, value in options.items() if key not in cls.adapter_options}
-        known = [field.name for field in dataclasses.fields(MaskSettings)]
-        unknown = sorted(set(common) - set(known))
+    def _settings(cls, options: dict[str, Any]) -> MaskSettings:
+        known = [field.name for field in dataclasses.fields(cls.settings_class)]
+        unknown = sorted(set(options) - set(known))
         if unknown:
-            raise TypeError(f"{cls.name}: no option {unknown[0]!r}; there are {', '.join([*known, *own])}.")
-        return MaskSettings(**{**cls.defaults, **common}), own
+            raise TypeError(f"{cls.name}: no option {unknown[0]!r}; there are {', '.join(known)}.")
+        return cls.settings_class(**options)
 
     def __call__(self, frames: list[Image.Image]) -> list[np.ndarray]:
         """Masks of frames.
@@ -211,75 +228,61 @@ class PointGridProposals:
         frame = _fit(frame, self.settings.max_side)
         encoded = self.adapter.encode(frame)
         grid = point_grid(self.settings.points_per_side) * np.array(frame.size, dtype=np.float64)
-        batches = [
-            self._candidates(encoded, grid[start : start + self.settings.points_per_batch], frame.size)
-            for start in range(0, len(grid), self.settings.points_per_batch)
-        ]
-        columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-        kept = box_nms(columns["boxes"], columns["scores"], self.settings.box_nms_thresh)
-        columns = {name: values[kept] for name, values in columns.items()}
-        columns["masks"] = np.unpackbits(columns["masks"], axis=-1, count=frame.width).astype(bool)
-        if self.settings.min_mask_region_area and len(kept):
-            columns = self._clean(columns)
-        return Proposals(areas=np.count_nonzero(columns["masks"], axis=(1, 2)).astype(np.int64), **columns)
+        count = self.settings.points_per_batch
+        found = [self._answers(encoded, grid[start : start + count], frame) for start in range(0, len(grid), count)]
+        packed = Proposals.join(found)
+        packed = packed.take(box_nms(packed.boxes, packed.scores, self.settings.box_nms_thresh))
+        masks = np.unpackbits(packed.masks, axis=-1, count=frame.width).astype(bool)
+        proposals = dataclasses.replace(packed, masks=masks)
+        return self._clean(proposals) if self.settings.min_mask_region_area and len(masks) else proposals
 
-    def _candidates(self, encoded: Any, points: np.ndarray, size: tuple[int, int]) -> dict[str, np.ndarray]:
-        """Masks of a batch of clicks that pass both thresholds, as packed bits (N, H, ceil(W / 8))."""
-        found = self.adapter.decode(encoded, points)
-        logits, ious = found.logits.flatten(0, 1), found.ious.flatten().float()  # (P * M, h, w), (P * M,)
-        clicks = np.repeat(points, found.logits.shape[1], axis=0)
+    def _answers(self, encoded: Any, points: np.ndarray, frame: Image.Image) -> Proposals:
+        """Masks for a batch of clicks that pass both thresholds, as bits."""
+        answers = self.adapter.decode(encoded, points)
+        logits, ious = answers.logits.flatten(0, 1), answers.ious.flatten().float()  # (P * M, h, w), (P * M,)
+        clicks = np.repeat(points, answers.logits.shape[1], axis=0)
         if self.settings.pred_iou_thresh > 0:
             sure = ious > self.settings.pred_iou_thresh
             logits, ious, clicks = logits[sure], ious[sure], clicks[sure.cpu().numpy()]
-        width, height = size
+        scores = ious.cpu().numpy()
         limit = min(CHUNK_PIXELS, CPU_PIXELS) if logits.device.type == "cpu" else CHUNK_PIXELS
-        count = max(1, limit // max(width * height, MODEL_PIXELS))
-        parts = [self._stable(encoded, chunk) for chunk in logits.split(count)] if len(logits) else []
-        nothing = {
-            "masks": np.zeros((0, height, -(-width // 8)), dtype=np.uint8),
-            "boxes": np.zeros((0, 4), dtype=np.int64),
-            "stability": np.zeros(0, dtype=np.float32),
-            "stable": np.zeros(0, dtype=bool),
-        }
-        columns = {name: np.concatenate([empty, *(part[name] for part in parts)]) for name, empty in nothing.items()}
-        stable = columns.pop("stable")
-        return {**columns, "scores": ious.cpu().numpy()[stable], "points": clicks[stable]}
+        count = max(1, limit // max(frame.width * frame.height, MODEL_PIXELS))
+        bits = np.zeros((0, frame.height, -(-frame.width // 8)), dtype=np.uint8)
+        parts = [Proposals(bits, np.zeros((0, 4), np.int64), scores[:0], np.zeros(0, np.float32), clicks[:0])]
+        for start in range(0, len(logits), count):
+            chunk = slice(start, start + count)
+            parts.append(self._stable(encoded, logits[chunk], scores[chunk], clicks[chunk]))
+        return Proposals.join(parts)
 
-    def _stable(self, encoded: Any, logits: torch.Tensor) -> dict[str, np.ndarray]:
-        """Enlarge some masks and keep those whose edge does not depend on the threshold; `stable` says which."""
+    def _stable(self, encoded: Any, logits: torch.Tensor, scores: np.ndarray, clicks: np.ndarray) -> Proposals:
+        """Enlarge some masks and keep, as bits, those whose edge does not depend on the threshold."""
         enlarged = self.adapter.upscale(encoded, logits)  # (N, H, W)
         stability = stability_score(enlarged, self.settings.stability_score_offset)
         threshold = self.settings.stability_score_thresh
         stable = stability >= threshold if threshold > 0 else torch.ones_like(stability, dtype=torch.bool)
-        masks = enlarged[stable] > 0
-        return {
-            "masks": np.packbits(masks.cpu().numpy(), axis=-1),
-            "boxes": masks_to_boxes(masks).cpu().numpy(),
-            "stability": stability[stable].cpu().numpy(),
-            "stable": stable.cpu().numpy(),
-        }
+        masks, rows = enlarged[stable] > 0, stable.cpu().numpy()
+        bits, boxes = np.packbits(masks.cpu().numpy(), axis=-1), masks_to_boxes(masks).cpu().numpy()
+        return Proposals(bits, boxes, scores[rows], stability[stable].cpu().numpy(), clicks[rows])
 
-    def _clean(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _clean(self, proposals: Proposals) -> Proposals:
         """Fill small holes, drop small islands, then once more NMS, where untouched masks come first."""
-        cleaned = [remove_small_regions(mask, self.settings.min_mask_region_area) for mask in columns["masks"]]
+        cleaned = [remove_small_regions(mask, self.settings.min_mask_region_area) for mask in proposals.masks]
         masks = np.stack([mask for mask, _ in cleaned])
         untouched = np.array([not changed for _, changed in cleaned], dtype=np.float32)
         boxes = masks_to_boxes(torch.from_numpy(masks)).numpy()
         kept = box_nms(boxes, untouched, max(self.settings.box_nms_thresh, SECOND_NMS))
-        return {name: values[kept] for name, values in {**columns, "masks": masks, "boxes": boxes}.items()}
+        return dataclasses.replace(proposals, masks=masks, boxes=boxes).take(kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Name, weights and options, as [`get_proposal_generator`] takes them."""
         dtype = str(getattr(self.adapter, "dtype", torch.float32)).removeprefix("torch.")
-        settings = dataclasses.asdict(self.settings)
-        return {"name": self.name, "model": self.source, "dtype": dtype, **settings, **self.options}
+        return {"name": self.name, "model": self.source, "dtype": dtype, **dataclasses.asdict(self.settings)}
 
     def identity(self) -> dict[str, Any]:
-        """What a result depends on: the options without pure memory knobs, and a fingerprint of the weights."""
+        """What a result depends on: the options without pure memory settings, and a fingerprint of the weights."""
         options = self.to_dict()
-        options.pop("model")
-        if not self.batch_matters:
-            options.pop(MEMORY_KNOB)
+        for name in ("model", *self.settings.memory_only):
+            options.pop(name)
         return {**options, "weights": fingerprint_weights(self.adapter.model)}
 
 
@@ -294,20 +297,6 @@ def stability_score(logits: torch.Tensor, offset: float) -> torch.Tensor:
     high = (logits > offset).flatten(1).sum(dim=1, dtype=torch.int32)
     low = (logits > -offset).flatten(1).sum(dim=1, dtype=torch.int32)
     return high / low
-
-
-def resolve_dtype(dtype: Any) -> torch.dtype:
-    """`None`, a `torch.dtype` or its name -> a float type.
-
-    Raises:
-        ValueError: anything else.
-    """
-    found = dtype
-    if dtype is None or isinstance(dtype, str):
-        found = getattr(torch, (dtype or "float32").removeprefix("torch."), None)
-    if found not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"dtype: wanted float32, float16 or bfloat16, got {dtype!r}.")
-    return found
 
 
 def _fit(frame: Image.Image, max_side: int | None) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Maskiges made in advance: for films, folders, AVSBench as downloaded and built data sets (`combo-hf maskige`).
+"""Maskiges made in advance: for videos, folders, AVSBench as downloaded and built data sets (`combo-hf maskige`).
 
 A file gets its name when it is complete, so a run may be killed at any time and started again; and the work may be cut
 into shards (`index::number` of the sorted clips) for several processes or machines that share a folder.
@@ -22,6 +22,7 @@ from combo_hf.files.atomic import remove_leftovers, replacing
 from combo_hf.maskige_combo import PALETTE
 from combo_hf.proposals.cache import identity_of
 from combo_hf.proposals.clip import clip_indices
+from combo_hf.proposals.parquet import count_rows, rewrite_rows
 from combo_hf.proposals.sources import Group, find_groups
 from combo_hf.proposals_combo import get_proposal_generator
 
@@ -48,11 +49,9 @@ class Job:
     tick: Callable[[], None] | None = None
 
     def size(self) -> int:
-        """Frames (data set: rows), of a film about so many."""
+        """Frames (data set: rows), of a video about so many."""
         if isinstance(self.work, Group):
             return self.work.count()
-        from combo_hf.proposals.parquet import count_rows
-
         return count_rows(self.work)
 
 
@@ -86,18 +85,18 @@ def pregenerate(
     resume: bool = True,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> MaskigeReport:
-    """Make the Maskiges of a source; a damaged picture or film does not keep the others from being made.
+    """Make the Maskiges of a source; a damaged picture or video does not keep the others from being made.
 
     Args:
-        source: film, folder of pictures and films, AVSBench as downloaded (the official layout is written), or a
+        source: video, folder of pictures and videos, AVSBench as downloaded (the official layout is written), or a
             folder of `combo-hf data build` (its parquet files are written anew with the column `maskiges` filled).
         generator: name, dict, or generator, see [`get_proposal_generator`].
         output: folder; for AVSBench it may be the source itself.
         size: height and width; default: 224 x 224, for AVSBench that of the frame (as for data sets in any case).
-        fps: frames per second taken from films.
+        fps: frames per second taken from videos.
         stable: colours kept from frame to frame of a clip instead of given by area rank.
         num_shards, shard_index: do number index, index + num_shards, ... of the frames (with stable colours: clips;
-            data set: parquet files; films are not cut).
+            data set: parquet files; videos are not cut).
         num_processes: above 1, a script needs the `if __name__ == "__main__"` guard, and every process loads the
             generator.
         resume: keep what is there; off: make it again.
@@ -186,9 +185,7 @@ def run_job(job: Job) -> MaskigeReport:
         generator = job.generator
     if isinstance(job.work, Group):
         return make_group(job.work, generator, job)
-    from combo_hf.proposals.parquet import rewrite_parquet
-
-    return rewrite_parquet(job.work, generator, job)
+    return make_rows(job.work, generator, job)
 
 
 @functools.lru_cache(maxsize=1)
@@ -199,7 +196,7 @@ def _generator_of(description: str) -> Any:
 def make_group(group: Group, generator: Any, job: Job) -> MaskigeReport:
     """Maskiges of one clip. With stable colours a clip is made as a whole or not at all, else frame by frame."""
     output, report, tick = job.output, MaskigeReport(job.output), job.tick or (lambda: None)
-    complete = output / group.name / ".complete"  # of a film nobody knows beforehand how many frames it has
+    complete = output / group.name / ".complete"  # of a video nobody knows beforehand how many frames it has
     found = complete.is_file() if group.fps else all((output / target).is_file() for target in group.targets)
     keep = job.resume and (found or not job.stable)
     targets: list[tuple[Path, tuple[int, int]]] = []
@@ -224,10 +221,40 @@ def make_group(group: Group, generator: Any, job: Job) -> MaskigeReport:
             target, size = targets[-1]
             _write(output / target, maskige_png(index, size))
             report.written += 1
-    except ValueError as error:  # of the film: frames are dealt with above
+    except ValueError as error:  # of the video: frames are dealt with above
         report.failed.append((group.name, str(error)))
     if job.stable and group.fps and not report.failed:
         _write(complete, b"")
+    return report
+
+
+def make_rows(path: Path, generator: Any, job: Job) -> MaskigeReport:
+    """Copy a parquet file with the Maskiges of every row made from its frames, of their size.
+
+    A row whose frames are damaged keeps what it had, and is reported.
+    """
+    report, target = MaskigeReport(job.output), job.output / path.relative_to(job.source)
+    if job.resume and target.is_file():
+        report.kept += count_rows(path)
+        return report
+
+    from combo_hf.files.pictures import open_image
+
+    def fill(row: dict[str, Any]) -> None:
+        try:
+            frames = [open_image(entry["bytes"] or b"", "a frame").convert("RGB") for entry in row["frames"]]
+            indices = clip_indices((generator([frame])[0] for frame in frames), None, job.stable)
+            sizes = [(frame.height, frame.width) for frame in frames]
+            pictures = [maskige_png(index, size) for index, size in zip(indices, sizes, strict=True)]
+        except (ValueError, OSError, TypeError, KeyError) as error:
+            report.failed.append((str(row["video_id"]), str(error)))
+        else:
+            row["maskiges"] = [{"bytes": data, "path": None} for data in pictures]
+            report.written += 1
+        if job.tick is not None:
+            job.tick()
+
+    rewrite_rows(path, target, fill)
     return report
 
 

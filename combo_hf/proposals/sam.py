@@ -1,13 +1,17 @@
-"""SAM (Kirillov et al., ICCV 2023) as a proposal generator, on transformers' `SamModel`.
+"""SAM, MobileSAM, SAM 2 and EdgeTAM as proposal generators, on transformers' models and our MobileSAM.
 
-Mirrors `ResizeLongestSide`, `Sam.preprocess` and `Sam.postprocess_masks` of segment-anything. The release of COMBO
-takes the default (ViT-H) with the default grid and thresholds.
+SAM (Kirillov et al., ICCV 2023) and MobileSAM (Zhang et al. 2023) mirror `ResizeLongestSide`, `Sam.preprocess` and
+`Sam.postprocess_masks` of segment-anything. The release of COMBO takes both with the default grid and thresholds, SAM
+as ViT-H. SAM 2 and EdgeTAM, which the paper does not use, mirror `SAM2AutomaticMaskGenerator` frame by frame: the
+frame is stretched to the square input, masks are enlarged to the frame in one step. Their image processor needs
+torchvision, EdgeTAM's backbone also timm; below transformers 5.20 EdgeTAM's configuration needs the Hub even for local
+weights.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +20,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from combo_hf.proposals.mask_generator import Candidates, PointGridProposals
+from combo_hf.proposals.loading import check_model_type, load_complete
+from combo_hf.proposals.mask_generator import Candidates, MaskSettings, PointGridProposals
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,38 @@ class SamAdapter:
         height, width = encoded.input_size
         return _bilinear(logits[..., :height, :width], encoded.size)[:, 0]
 
-    def _autocast(self) -> Any:
+    def _autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+class Sam2Adapter(SamAdapter):
+    """[`PointPromptModel`] over `Sam2Model` or `EdgeTamModel`."""
+
+    def encode(self, frame: Image.Image) -> EncodedFrame:
+        """Stretch to the square input, normalise, encode; features of three scales."""
+        inputs = self.image_processor(frame, return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self.device, self.dtype)
+        with self._autocast():
+            features = self.model.get_image_embeddings(pixels)
+        return EncodedFrame(features, (frame.height, frame.width), tuple(pixels.shape[-2:]))
+
+    def decode(self, encoded: EncodedFrame, points: np.ndarray) -> Candidates:
+        """Three masks for every click."""
+        scale = np.array(encoded.input_size[::-1]) / np.array(encoded.size[::-1])
+        clicks = torch.from_numpy(points * scale).float()[None, :, None].to(self.device)  # (1, P, 1, 2)
+        labels = torch.ones(clicks.shape[:3], dtype=torch.int32, device=self.device)
+        with self._autocast():
+            output = self.model(
+                image_embeddings=list(encoded.features),
+                input_points=clicks,
+                input_labels=labels,
+                multimask_output=True,
+            )
+        return Candidates(output.pred_masks[0], output.iou_scores[0])
+
+    def upscale(self, encoded: EncodedFrame, logits: torch.Tensor) -> torch.Tensor:
+        """Bilinear to the frame."""
+        return _bilinear(logits[:, None].float(), encoded.size)[:, 0]
 
 
 class SamProposals(PointGridProposals):
@@ -104,12 +139,71 @@ class SamProposals(PointGridProposals):
     example: ClassVar[str] = "'facebook/sam-vit-huge' (the model of the paper; also -large, -base), or a folder"
 
     @classmethod
-    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype, **options: Any) -> SamAdapter:
+    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype) -> SamAdapter:
         """Load a `SamModel` and its image processor."""
         from transformers import SamModel
 
         check_model_type(cls.name, model, "sam")
         return load_sam(SamModel, model, device, dtype)
+
+
+class MobileSamProposals(PointGridProposals):
+    """MobileSAM's automatic masks; grid and thresholds are SAM's, as in the release of COMBO."""
+
+    name: ClassVar[str] = "mobile_sam"
+    example: ClassVar[str] = "a folder made by 'combo-hf proposals convert mobile_sam.pt --model mobile_sam'"
+
+    @classmethod
+    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype) -> SamAdapter:
+        """Load a converted [`MobileSamModel`] and its image processor."""
+        from combo_hf.proposals.modeling_mobile_sam import MobileSamModel
+
+        check_model_type(cls.name, model, "mobile_sam")
+        return load_sam(MobileSamModel, model, device, dtype)
+
+
+@dataclass(frozen=True)
+class Sam2Settings(MaskSettings):
+    """[`MaskSettings`] with the defaults of SAM 2."""
+
+    pred_iou_thresh: float = 0.8
+
+
+class Sam2Proposals(PointGridProposals):
+    """SAM 2's automatic masks, every frame on its own."""
+
+    name: ClassVar[str] = "sam2"
+    example: ClassVar[str] = "'facebook/sam2.1-hiera-tiny' (or -small, -base-plus, -large), or a folder"
+    settings_class: ClassVar[type[MaskSettings]] = Sam2Settings
+    network: ClassVar[str] = "Sam2Model"
+    model_types: ClassVar[tuple[str, ...]] = ("sam2", "sam2_video")  # released files name the video model
+
+    @classmethod
+    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype) -> Sam2Adapter:
+        """Load the model and its image processor.
+
+        Raises:
+            ImportError: torchvision (EdgeTAM: or timm) is missing.
+        """
+        import transformers
+
+        try:
+            import torchvision  # noqa: F401
+        except (ImportError, RuntimeError, OSError) as error:
+            raise ImportError(f"{cls.name} needs torchvision: pip install 'combo-hf[proposals]' ({error}).") from error
+        check_model_type(cls.name, model, *cls.model_types)
+        loaded = load_complete(getattr(transformers, cls.network), model)
+        processor = sam2_image_processor(model, loaded.config.prompt_encoder_config.image_size)
+        return Sam2Adapter(loaded.to(device), processor, dtype)
+
+
+class EdgeTamProposals(Sam2Proposals):
+    """EdgeTAM's automatic masks, every frame on its own."""
+
+    name: ClassVar[str] = "edgetam"
+    example: ClassVar[str] = "'yonigozlan/EdgeTAM-hf', or a folder"
+    network: ClassVar[str] = "EdgeTamModel"
+    model_types: ClassVar[tuple[str, ...]] = ("edgetam", "edgetam_video")
 
 
 def load_sam(network: Any, model: str, device: torch.device, dtype: torch.dtype) -> SamAdapter:
@@ -122,45 +216,6 @@ def load_sam(network: Any, model: str, device: torch.device, dtype: torch.dtype)
     except OSError:
         processor = None  # a folder with config and weights only
     return SamAdapter(loaded.to(device), processor, dtype)
-
-
-def load_complete(network: Any, model: str) -> nn.Module:
-    """`network.from_pretrained(model)` in float32, refusing weights that leave a tensor of the network unset.
-
-    Raises:
-        ValueError: tensors missing or of another shape, or values that are not finite.
-        OSError: no such folder or repository, or damaged files.
-    """
-    try:
-        loaded, report = network.from_pretrained(
-            model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{model}: these weights cannot be loaded ({_first_line(error)}).") from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise ValueError(f"{model}: the weight file is damaged ({_first_line(error)}).") from error
-        raise
-    wrong = sorted([*report["missing_keys"], *(str(entry) for entry in report["mismatched_keys"])])
-    if wrong:
-        raise ValueError(f"{model}: {len(wrong)} tensors are missing or of another size: {wrong[0]}, ...")
-    broken = [name for name, tensor in loaded.state_dict().items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise ValueError(f"{model}: the weights are damaged, {broken[0]} holds values that are not finite.")
-    return loaded.eval()
-
-
-def check_model_type(name: str, model: str, *wanted: str) -> None:
-    """Raise `ValueError` unless the configuration of a folder or repository is of a wanted type."""
-    from transformers import PretrainedConfig
-
-    if not Path(model).is_dir() and (model.startswith((".", "~", "/")) or "\\" in model or model.count("/") > 1):
-        raise ValueError(f"{name}: {model}: no such folder; give a folder with config.json or a Hub id (org/name).")
-    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
-        raise ValueError(f"{name}: {model} holds no config.json; convert an official file with combo-hf first.")
-    found = PretrainedConfig.get_config_dict(model)[0].get("model_type")
-    if found not in wanted:
-        raise ValueError(f"{name}: wanted weights of model type {' or '.join(wanted)}, {model} has {found}.")
 
 
 def image_processor_of(model: nn.Module) -> Any:
@@ -177,6 +232,16 @@ def image_processor_of(model: nn.Module) -> Any:
     )
 
 
+def sam2_image_processor(model: str, side: int) -> Any:
+    """SAM 2's image processor: as saved beside the weights, else for the network's input size."""
+    from transformers import Sam2ImageProcessor
+
+    try:
+        return Sam2ImageProcessor.from_pretrained(model)
+    except OSError:
+        return Sam2ImageProcessor(size={"height": side, "width": side})
+
+
 def _bilinear(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
@@ -191,7 +256,3 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         if name in kept:
             tensor.data = kept[name]
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

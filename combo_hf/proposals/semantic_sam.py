@@ -7,15 +7,16 @@ licence note applies.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.proposals.mask_generator import Candidates, PointGridProposals
+from combo_hf.proposals.loading import check_model_type, load_complete
+from combo_hf.proposals.mask_generator import Candidates, MaskSettings, PointGridProposals
 from combo_hf.proposals.modeling_semantic_sam import SemanticSamFeatures, SemanticSamModel, enlarge
-from combo_hf.proposals.sam import check_model_type, load_complete
 
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of 0 to 255
@@ -52,42 +53,47 @@ class SemanticSamAdapter:
         return enlarge(logits, encoded)
 
 
-class SemanticSamProposals(PointGridProposals):
-    """Semantic-SAM's automatic masks: 32 x 32 clicks at one or more of six levels of detail.
+@dataclass(frozen=True)
+class SemanticSamSettings(MaskSettings):
+    """[`MaskSettings`] with the defaults of Semantic-SAM.
 
-    Beside the options of [`PointGridProposals`] there is `level`, a list of 1 to 6 (COMBO: `[3]`).
-    `points_per_batch` is no memory setting here: clicks of a batch attend to each other, so that another number gives
-    other masks. Its default is the one in the model's configuration (200 in the release).
+    Args:
+        points_per_batch: no memory setting here: clicks of a batch attend to each other, so that another number gives
+            other masks. The model's configuration has its own (200 in the release), which is the default.
+        level: levels of detail, 1 to 6; one mask per click and level (COMBO: `[3]`).
     """
+
+    points_per_batch: int = 200
+    stability_score_thresh: float = 0.92
+    min_mask_region_area: int = 10
+    level: list[int] = field(default_factory=lambda: [3])
+    memory_only: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        level = self.level
+        if not isinstance(level, (list, tuple)) or not level or any(type(entry) is not int for entry in level):
+            raise ValueError(f"level: wanted a list of some of 1 to 6, got {level!r}.")
+        if any(not 1 <= entry <= 6 for entry in level) or len(set(level)) < len(level):
+            raise ValueError(f"level: wanted different levels from 1 to 6, got {level!r}.")
+        object.__setattr__(self, "level", list(level))
+
+
+class SemanticSamProposals(PointGridProposals):
+    """Semantic-SAM's automatic masks: 32 x 32 clicks at one or more of six levels of detail."""
 
     name: ClassVar[str] = "semantic_sam"
     example: ClassVar[str] = "a folder made by 'combo-hf proposals convert FILE.pth --model semantic_sam'"
-    defaults: ClassVar[dict[str, Any]] = {
-        "points_per_batch": 200,
-        "stability_score_thresh": 0.92,
-        "min_mask_region_area": 10,
-    }
-    adapter_options: ClassVar[dict[str, Any]] = {"level": [3]}
-    batch_matters: ClassVar[bool] = True
+    settings_class: ClassVar[type[MaskSettings]] = SemanticSamSettings
 
     def __init__(self, adapter: SemanticSamAdapter, *, source: str | None = None, **options: Any) -> None:
         options = {"points_per_batch": adapter.model.config.points_per_batch, **options}
         super().__init__(adapter, source=source, **options)
-        adapter.levels = self.options["level"]
+        adapter.levels = self.settings.level
 
     @classmethod
-    def _split(cls, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        settings, own = super()._split(options)
-        level = own["level"]
-        if not isinstance(level, (list, tuple)) or not level or any(type(entry) is not int for entry in level):
-            raise ValueError(f"{cls.name}: level: wanted a list of some of 1 to 6, got {level!r}.")
-        if any(not 1 <= entry <= 6 for entry in level) or len(set(level)) < len(level):
-            raise ValueError(f"{cls.name}: level: wanted different levels from 1 to 6, got {level!r}.")
-        return settings, {"level": list(level)}
-
-    @classmethod
-    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype, **options: Any) -> SemanticSamAdapter:
+    def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype) -> SemanticSamAdapter:
         """Load a converted [`SemanticSamModel`]."""
         check_model_type(cls.name, model, SemanticSamModel.config_class.model_type)
         network = load_complete(SemanticSamModel, model)
-        return SemanticSamAdapter(network.to(device, dtype), options["level"])
+        return SemanticSamAdapter(network.to(device, dtype))

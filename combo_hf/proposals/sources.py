@@ -1,4 +1,4 @@
-"""What Maskiges can be made of: a film, a folder of pictures, AVSBench as downloaded, a built data set.
+"""What Maskiges can be made of: a video, a folder of pictures, AVSBench as downloaded, a built data set.
 
 A source is cut into groups: the frames of one clip with the files that their Maskiges become.
 """
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-FILMS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 ENDING = "_mask_color.png"  # of the release
 SIDE = 224
 
@@ -24,9 +24,9 @@ class Group:
 
     Attributes:
         name: for messages and progress.
-        frames: files, or the one film they are in.
-        targets: file of every frame's Maskige, relative to the output folder; empty for a film (not known before).
-        fps: frames per second taken from a film.
+        frames: files, or the one video they are in.
+        targets: file of every frame's Maskige, relative to the output folder; empty for a video (not known before).
+        fps: frames per second taken from a video.
         size: height and width of the Maskiges; `None`: the frame's.
     """
 
@@ -37,7 +37,7 @@ class Group:
     size: tuple[int, int] | None = None
 
     def count(self) -> int:
-        """Frames; of a film about so many, 0 if it cannot be told."""
+        """Frames; of a video about so many, 0 if it cannot be told."""
         if not self.fps:
             return len(self.frames)
         from combo_hf.media_combo import probe_media
@@ -48,7 +48,7 @@ class Group:
             return 0
 
     def singles(self) -> list[Group]:
-        """A group for each picture; a film stays whole."""
+        """A group for each picture; a video stays whole."""
         if self.fps:
             return [self]
         return [
@@ -60,7 +60,7 @@ class Group:
         """(target, how to read the frame) in time order.
 
         Raises:
-            ValueError: the film cannot be read, or has no pictures.
+            ValueError: the video cannot be read, or has no pictures.
         """
         if not self.fps:
             for frame, target in zip(self.frames, self.targets, strict=True):
@@ -72,13 +72,13 @@ class Group:
         for clip in iter_clips(self.frames[0], fps=self.fps):
             for frame in clip.frames:
                 number += 1
-                yield film_target(self.name, number), lambda frame=frame: frame
+                yield video_target(self.name, number), lambda frame=frame: frame
         if not number:
             raise ValueError(f"{self.frames[0].name}: no pictures in it.")
 
 
-def film_target(name: str, number: int) -> Path:
-    """File of the Maskige of a film's frame, counting from 1."""
+def video_target(name: str, number: int) -> Path:
+    """File of the Maskige of a video's frame, counting from 1."""
     return Path(name) / f"{name}_{number}{ENDING}"
 
 
@@ -94,11 +94,11 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def find_groups(source: str | Path, fps: int = 1, size: tuple[int, int] | None = None) -> list[Group]:
-    """Groups of a film, of AVSBench as downloaded, or of a folder of pictures and films (searched to any depth).
+    """Groups of a video, of AVSBench as downloaded, or of a folder of pictures and videos (searched to any depth).
 
     Args:
         source: file or folder.
-        fps: frames per second taken from films.
+        fps: frames per second taken from videos.
         size: height and width of the Maskiges; `None`: 224 x 224, or the frame's own size for AVSBench, where the
             release wants that.
 
@@ -116,10 +116,10 @@ def find_groups(source: str | Path, fps: int = 1, size: tuple[int, int] | None =
     if groups:
         return groups
     files = sorted(path for path in source.rglob("*") if path.is_file() and not path.name.startswith("."))
-    films = [path for path in files if path.suffix.lower() in FILMS]
+    videos = [path for path in files if path.suffix.lower() in VIDEOS]
     groups = [
         Group(name, (path,), (), fps, size or (SIDE, SIDE))
-        for name, path in zip(_film_names(source, films), films, strict=True)
+        for name, path in zip(_video_names(source, videos), videos, strict=True)
     ]
     by_folder: dict[Path, list[Group]] = {}
     for path in files:
@@ -130,7 +130,7 @@ def find_groups(source: str | Path, fps: int = 1, size: tuple[int, int] | None =
         frames, targets = (tuple(getattr(one, part)[0] for one in pictures) for part in ("frames", "targets"))
         groups.append(Group(str(folder.relative_to(source)), frames, targets, 0, size or (SIDE, SIDE)))
     if not groups:
-        raise ValueError(f"{source}: no pictures, films or AVSBench in it.")
+        raise ValueError(f"{source}: no pictures, videos or AVSBench in it.")
     return groups
 
 
@@ -145,20 +145,20 @@ def natural(name: str) -> tuple[object, ...]:
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts)
 
 
-def _film_names(source: Path, films: list[Path]) -> list[str]:
-    """Names of films: path with dashes; where two would meet (a.mp4, a.mkv) these keep their ending.
+def _video_names(source: Path, videos: list[Path]) -> list[str]:
+    """Names of videos: path with dashes; where two would meet (a.mp4, a.mkv) these keep their ending.
 
     Raises:
-        ValueError: two films still have the same name (a/b.mp4 and a-b.mp4, each beside a b.mkv).
+        ValueError: two videos still have the same name (a/b.mp4 and a-b.mp4, each beside a b.mkv).
     """
-    short = ["-".join(path.relative_to(source).with_suffix("").parts) for path in films]
+    short = ["-".join(path.relative_to(source).with_suffix("").parts) for path in videos]
     names = [
         name + path.suffix.replace(".", "-") if short.count(name) > 1 else name
-        for name, path in zip(short, films, strict=True)
+        for name, path in zip(short, videos, strict=True)
     ]
-    for name, path in zip(names, films, strict=True):
+    for name, path in zip(names, videos, strict=True):
         if names.count(name) > 1:
-            raise ValueError(f"{path}: the Maskiges of another film would get the same names; rename one of them.")
+            raise ValueError(f"{path}: the Maskiges of another video would get the same names; rename one of them.")
     return names
 
 

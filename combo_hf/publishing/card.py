@@ -220,8 +220,8 @@ def _about(config: Any) -> str:
     labels = [label for index, label in sorted(config.id2label.items()) if int(index) > 0]
     shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
     return (
-        f"Which pixels make this sound? A [COMBO]({PAPER}) network for audio-visual segmentation: a film goes in, and "
-        "for every second comes out where something is that sounds; what is silent is left out.\n\n"
+        f"Which pixels make this sound? A [COMBO]({PAPER}) network for audio-visual segmentation: a video goes in, "
+        "and for every second comes out where something is that sounds; what is silent is left out.\n\n"
         f"Classes: {shown}. Input {config.image_size} x {config.image_size}, one frame a second, clips of "
         f"{config.num_frames} seconds."
     )
@@ -234,7 +234,7 @@ def _usage(repo_id: str) -> str:
         "```python\n"
         "import combo_hf\n\n"
         f'pipe = combo_hf.load_pipeline("{repo_id}")\n'
-        'result = pipe(str(combo_hf.ASSETS / "demo_clip.mp4"))  # or your film\n'
+        'result = pipe(str(combo_hf.ASSETS / "demo_clip.mp4"))  # or your video\n'
         'for frame in result["frames"]:\n'
         '    print(frame["timestamp"], [segment["label"] for segment in frame["segments"]])\n'
         "```\n"
@@ -251,11 +251,11 @@ def _uses(origin: Origin) -> str:
     only = ""
     if "synthetic" in origin.tags:
         only = (
-            " These weights know only drawn scenes and are of no use on real films: demonstrations, tests, teaching."
+            " These weights know only drawn scenes and are of no use on real videos: demonstrations, tests, teaching."
         )
     return (
         "## Uses and misuse\n"
-        "Research, teaching, finding sounding things in films that you may use." + only + "\n\n"
+        "Research, teaching, finding sounding things in videos that you may use." + only + "\n\n"
         "Not for watching or identifying people, not for any decision about people, not where a missed or invented "
         "sound does harm."
     )
@@ -300,7 +300,7 @@ def _limits(config: Any) -> str:
         "- One decision a second: shorter events are found where their second is heard.\n"
         "- The proposals used in training and in use should be of the same kind; the default here needs no weights "
         "and is coarser than a segmentation model.\n"
-        "- What films and places the training data shows most is what the network knows best."
+        "- What videos and places the training data shows most is what the network knows best."
     )
 
 

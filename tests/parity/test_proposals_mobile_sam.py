@@ -18,7 +18,7 @@ from proposal_goldens import (
 
 from combo_hf.conversion.sam import convert_mobile_sam
 from combo_hf.conversion.saving import save_converted_proposal_model
-from combo_hf.proposals.mobile_sam import MobileSamProposals
+from combo_hf.proposals.sam import MobileSamProposals
 
 
 KIND = "mobilesam"

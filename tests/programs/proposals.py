@@ -51,9 +51,8 @@ def main() -> None:
 def build(arguments: argparse.Namespace) -> Any:
     """The generator to be measured."""
     from combo_hf.proposals import load_proposal_generator
-    from combo_hf.proposals.mobile_sam import MobileSamProposals
     from combo_hf.proposals.modeling_mobile_sam import MobileSamConfig, MobileSamModel
-    from combo_hf.proposals.sam import SamAdapter, SamProposals
+    from combo_hf.proposals.sam import MobileSamProposals, SamAdapter, SamProposals
 
     if arguments.generator == "superpixels":
         return load_proposal_generator("superpixels")
@@ -77,9 +76,9 @@ def build(arguments: argparse.Namespace) -> Any:
 def first_frame(path: Path) -> Image.Image:
     """A picture, or the first frame of a film."""
     from combo_hf.media_combo import iter_clips
-    from combo_hf.proposals.sources import FILMS, read_picture
+    from combo_hf.proposals.sources import VIDEOS, read_picture
 
-    return next(iter_clips(path)).frames[0] if path.suffix.lower() in FILMS else read_picture(path)
+    return next(iter_clips(path)).frames[0] if path.suffix.lower() in VIDEOS else read_picture(path)
 
 
 def measure(generator: Any, frames: list[Image.Image]) -> dict[str, Any]:

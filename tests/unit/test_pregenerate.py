@@ -284,7 +284,7 @@ def test_bad_requests_are_refused(built, tmp_path, change, message):
 
 def test_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing to see")
-    with pytest.raises(ValueError, match="no pictures, films or AVSBench"):
+    with pytest.raises(ValueError, match="no pictures, videos or AVSBench"):
         find_groups(tmp_path)
 
 

@@ -21,10 +21,9 @@ from safetensors.torch import load_file, save_file
 from combo_hf.conversion.sam import convert_mobile_sam, convert_sam
 from combo_hf.conversion.saving import save_converted_proposal_model
 from combo_hf.proposals import PROPOSAL_GENERATORS, load_proposal_generator
-from combo_hf.proposals.mobile_sam import MobileSamProposals
 from combo_hf.proposals.modeling_mobile_sam import MobileSamModel, MobileSamVisionConfig
 from combo_hf.proposals.modeling_tiny_vit import TinyVitAttentionBlock
-from combo_hf.proposals.sam import SamAdapter, SamProposals
+from combo_hf.proposals.sam import MobileSamProposals, SamAdapter, SamProposals
 
 
 ALL = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.3, "box_nms_thresh": 1.0}

@@ -340,7 +340,7 @@ def test_generator_by_name(folder):
 
 @pytest.mark.parametrize("level", [[], [0], [7], [3, 3], 3, ["3"], [True]])
 def test_levels_are_checked(model, level):
-    with pytest.raises(ValueError, match="semantic_sam: level: wanted"):
+    with pytest.raises(ValueError, match="^level: wanted"):
         SemanticSamProposals(SemanticSamAdapter(model), level=level)
 
 
