@@ -14,6 +14,7 @@ from combo_hf.publishing.card import build_card, find_origin
 
 PROPOSAL_CARD = """---
 library_name: transformers
+pipeline_tag: mask-generation
 tags: [mask-generation, converted]
 ---
 # {name}, converted from the official file

@@ -1,40 +1,10 @@
-"""Weights of proposal models, from a folder or the Hub: of the right kind, complete and finite, or refused."""
+"""Which weights and which precision a proposal model is asked for with."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-
-from combo_hf.files.wording import first_line
-
-
-def load_complete(network: Any, model: str) -> nn.Module:
-    """`network.from_pretrained(model)` in float32, refusing weights that leave a tensor of the network unset.
-
-    Raises:
-        ValueError: tensors missing or of another shape, or values that are not finite.
-        OSError: no such folder or repository, or damaged files.
-    """
-    try:
-        loaded, report = network.from_pretrained(
-            model, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{model}: these weights cannot be loaded ({first_line(error)}).") from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise ValueError(f"{model}: the weight file is damaged ({first_line(error)}).") from error
-        raise
-    wrong = sorted([*report["missing_keys"], *(str(entry) for entry in report["mismatched_keys"])])
-    if wrong:
-        raise ValueError(f"{model}: {len(wrong)} tensors are missing or of another size: {wrong[0]}, ...")
-    broken = [name for name, tensor in loaded.state_dict().items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise ValueError(f"{model}: the weights are damaged, {broken[0]} holds values that are not finite.")
-    return loaded.eval()
 
 
 def check_model_type(name: str, model: str, *wanted: str) -> None:

@@ -20,7 +20,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from combo_hf.proposals.loading import check_model_type, load_complete
+from combo_hf.files.weights import load_complete
+from combo_hf.proposals.loading import check_model_type
 from combo_hf.proposals.mask_generator import Candidates, MaskSettings, PointGridProposals
 
 
@@ -192,7 +193,7 @@ class Sam2Proposals(PointGridProposals):
         except (ImportError, RuntimeError, OSError) as error:
             raise ImportError(f"{cls.name} needs torchvision: pip install 'combo-hf[proposals]' ({error}).") from error
         check_model_type(cls.name, model, *cls.model_types)
-        loaded = load_complete(getattr(transformers, cls.network), model)
+        loaded = load_complete(getattr(transformers, cls.network), model, surplus=True, dtype=torch.float32)
         processor = sam2_image_processor(model, loaded.config.prompt_encoder_config.image_size)
         return Sam2Adapter(loaded.to(device), processor, dtype)
 
@@ -210,7 +211,7 @@ def load_sam(network: Any, model: str, device: torch.device, dtype: torch.dtype)
     """Adapter around `network.from_pretrained(model)`."""
     from transformers import SamImageProcessorPil
 
-    loaded = load_complete(network, model)
+    loaded = load_complete(network, model, surplus=True, dtype=torch.float32)
     try:
         processor = SamImageProcessorPil.from_pretrained(model)
     except OSError:

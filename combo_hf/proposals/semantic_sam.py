@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.proposals.loading import check_model_type, load_complete
+from combo_hf.files.weights import load_complete
+from combo_hf.proposals.loading import check_model_type
 from combo_hf.proposals.mask_generator import Candidates, MaskSettings, PointGridProposals
 from combo_hf.proposals.modeling_semantic_sam import SemanticSamFeatures, SemanticSamModel, enlarge
 
@@ -95,5 +96,5 @@ class SemanticSamProposals(PointGridProposals):
     def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype) -> SemanticSamAdapter:
         """Load a converted [`SemanticSamModel`]."""
         check_model_type(cls.name, model, SemanticSamModel.config_class.model_type)
-        network = load_complete(SemanticSamModel, model)
+        network = load_complete(SemanticSamModel, model, dtype=torch.float32)
         return SemanticSamAdapter(network.to(device, dtype))

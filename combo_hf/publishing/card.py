@@ -6,13 +6,17 @@ how the weights were made from the recipe or the conversion report beside them. 
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from combo_hf.files.typed_yaml import parse_yaml
+from combo_hf.files.wording import first_line, some
 
 
 MARK = "<!-- made by combo-hf push; remove this line to keep your own text -->"
@@ -21,6 +25,7 @@ RELEASE = "https://github.com/yannqi/COMBO-AVS"
 PAPER = "https://arxiv.org/abs/2312.06462"
 # Scores that may become part of the metadata: key in results.json -> name.
 METRICS = {"M_J": "M_J (Jaccard)", "M_F": "M_F (F-measure)", "miou": "mIoU", "fscore": "F-score"}
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # Fields of a recipe that say how weights were made; no other is shown: paths are nobody's business.
 RECIPE_FIELDS = ("seed", "max_steps", "clips_per_batch", "learning_rate", "weight_decay", "mixed_precision")
 
@@ -34,12 +39,15 @@ class Origin:
         license_text: the terms of the weights, in words.
         made: how they were made: lines of a list, or whole tables.
         tags: for the metadata.
+        base_models, datasets: ids of repositories on the Hub that they were made from.
     """
 
     license: str
     license_text: str
     made: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
+    base_models: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
 
 
 UNKNOWN = Origin(
@@ -74,15 +82,16 @@ def find_origin(folder: str | Path, license: str | None = None) -> Origin:
     elif recipe is not None:
         origin = _trained(_read(recipe), _read(facts) if facts.is_file() else {})
     if license is not None:
-        return Origin(license, f"{license}, says whoever published them.", origin.made, origin.tags)
+        text = f"{plain_text(license)}, says whoever published them."
+        return dataclasses.replace(origin, license=license, license_text=text)
     return origin
 
 
 def _converted(report: Mapping[str, Any]) -> Origin:
     counts = {name: len(report.get(name) or ()) for name in ("consumed", "dropped", "missing")}
     made = [
-        f"converted from a checkpoint of the official release, preset {report.get('preset')}; every entry, with its "
-        "reason, is in the `conversion_report.json` beside the converted files",
+        f"converted from a checkpoint of the official release, preset {plain_text(report.get('preset'))}; every "
+        "entry, with its reason, is in the `conversion_report.json` beside the converted files",
         "| entries | number |\n|---|---|\n"
         "| taken over | {consumed} |\n| dropped | {dropped} |\n| not in the file | {missing} |".format(**counts),
     ]
@@ -92,32 +101,48 @@ def _converted(report: Mapping[str, Any]) -> Origin:
 def _trained(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> Origin:
     model, data = (recipe.get(name) if isinstance(recipe.get(name), dict) else {} for name in ("model", "data"))
     synthetic = data.get("source", "synthetic") == "synthetic"
-    made = [f"preset {model.get('preset')}"]
+    made = [f"preset {plain_text(model.get('preset'))}"]
     if synthetic:
-        clips = f"{data.get('train_clips')} synthetic clips of kind {data.get('kind')}"
-        made.append(f"{clips}, drawn from seed {data.get('seed')}")
+        clips, kind, seed = (plain_text(data.get(name)) for name in ("train_clips", "kind", "seed"))
+        made.append(f"{clips} synthetic clips of kind {kind}, drawn from seed {seed}")
     else:
-        made.append(f"AVSBench, subset {data.get('subset')}")
-    made += [f"{name.replace('_', ' ')} {recipe[name]}" for name in RECIPE_FIELDS if _is_plain(recipe.get(name))]
+        made.append(f"AVSBench, subset {plain_text(data.get('subset'))}")
+    made += [f"{name.replace('_', ' ')} {plain_text(recipe[name])}" for name in RECIPE_FIELDS if name in recipe]
     cost = facts.get("cost with sound")
     if isinstance(cost, dict) and "machine" in facts:
-        made.append(f"{cost.get('steps')} steps in {cost.get('minutes')} minutes on {facts['machine']}")
+        steps, minutes, machine = (
+            plain_text(value) for value in (cost.get("steps"), cost.get("minutes"), facts["machine"])
+        )
+        made.append(f"{steps} steps in {minutes} minutes on {machine}")
     started = [name for name in ("pretrained", "backbone", "vggish") if model.get(name)]
+    bases = [model[name] for name in started if is_repository(model[name])]
     before = facts.get("first stage")
     if synthetic and isinstance(before, dict) and started == ["pretrained"]:  # it is known where those came from
-        made.append(f"started from weights of an earlier stage: {before.get('training clips')} synthetic clips")
+        clips = plain_text(before.get("training clips"))
+        made.append(f"started from weights of an earlier stage: {clips} synthetic clips")
         started = []
     if started:
         made.append(f"started from other weights ({', '.join(started)})")
     if not synthetic:
-        return Origin("cc-by-nc-4.0", AVSBENCH, made, ["avsbench"])
+        known = [data["path"]] if is_repository(data.get("path")) else []
+        return Origin("cc-by-nc-4.0", AVSBENCH, made, ["avsbench"], bases, known)
     if started:
-        return Origin(UNKNOWN.license, UNKNOWN.license_text, made, ["synthetic"])
+        return Origin(UNKNOWN.license, UNKNOWN.license_text, made, ["synthetic"], bases)
     return Origin(CODE_LICENSE, SYNTHETIC, made, ["synthetic"])
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, str) and not set(value) & set("/\\"))
+def plain_text(value: Any) -> str:
+    """A value of a file as text that is neither a path, nor HTML, nor markup: shown as it is, on one line."""
+    text = " ".join(str(value).split())
+    if isinstance(value, str) and (value.startswith(("/", "~", ".")) or "\\" in value):
+        text = text.replace("\\", "/").rpartition("/")[2]
+    text = html.escape(text[:200], quote=False)
+    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", text)
+
+
+def is_repository(value: Any) -> bool:
+    """Whether a setting is the id of a repository on the Hub, and no folder here."""
+    return isinstance(value, str) and bool(HUB_ID.fullmatch(value)) and not Path(value).exists()
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -126,7 +151,7 @@ def _read(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else parse_yaml(text, path.name)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} cannot be read: {str(error).partition(chr(10))[0]}") from error
+        raise ValueError(f"{path.name} cannot be read: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path.name}: wanted a mapping, got {type(content).__name__}.")
     return content
@@ -198,27 +223,32 @@ def _metadata(name: str, origin: Origin, results: Sequence[Mapping[str, Any]]) -
                     EvalResult("image-segmentation", metric_type=key, metric_name=METRICS[key], metric_value=value,
                                **data)
                 )  # fmt: skip
-    data = ModelCardData(
+    tested = [entry["data"] for entry in results if is_repository(entry["data"])]
+    card = ModelCardData(
         library_name="transformers",
+        pipeline_tag="image-segmentation",  # the nearest of the Hub's tasks; the pipeline's own is among the tags
         license=origin.license,
         license_name=None if origin.license != "other" else "see-below",
         tags=["audio-visual-segmentation", "combo", *origin.tags],
+        base_model=origin.base_models or None,
+        datasets=list(dict.fromkeys([*origin.datasets, *tested])) or None,
+        metrics=[name for name in METRICS if any(name in entry["scores"] for entry in results)] or None,
         **({"model_name": name, "eval_results": measured} if measured else {}),
     )
-    return f"---\n{data.to_yaml()}\n---"
+    return f"---\n{card.to_yaml()}\n---"
 
 
 def data_name(results: Mapping[str, Any]) -> str:
     """Data set and subset, without the path of somebody's machine."""
     name = str(results["data"])
-    name = name if name.count("/") == 1 and not name.startswith((".", "/")) else Path(name).name
+    name = name if is_repository(name) else Path(name).name
     subset = results.get("subset")
     return f"{name} ({subset})" if subset and subset not in name else name
 
 
 def _about(config: Any) -> str:
     labels = [label for index, label in sorted(config.id2label.items()) if int(index) > 0]
-    shown = ", ".join(labels[:8]) + (f" and {len(labels) - 8} more" if len(labels) > 8 else "")
+    shown = some((plain_text(label) for label in labels), 8)
     return (
         f"Which pixels make this sound? A [COMBO]({PAPER}) network for audio-visual segmentation: a video goes in, "
         "and for every second comes out where something is that sounds; what is silent is left out.\n\n"
@@ -281,10 +311,8 @@ def _scores(results: Sequence[Mapping[str, Any]]) -> str:
         network = "silence in place of the sound" if settings.get("silence_audio") else "whole"
         network += ", black Maskiges" if settings.get("blank_maskige") else ""
         cells = [
-            data_name(entry),
-            entry["split"],
-            str(scores.get("num_videos", "")),
-            entry.get("protocol", ""),
+            *(plain_text(value) for value in (data_name(entry), entry["split"], scores.get("num_videos", ""))),
+            plain_text(entry.get("protocol", "")),
             network,
         ]
         values = [f"{100 * scores[key]:.2f}" if isinstance(scores.get(key), float) else "" for key in METRICS]

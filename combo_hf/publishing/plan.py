@@ -5,6 +5,7 @@ Optimizer states, logs, caches and whatever else lies in a training folder stay 
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import json
 import re
@@ -19,11 +20,18 @@ from typing import Any
 from combo_hf import __version__, remote_code_combo
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.files.environment import fingerprint_weights
+from combo_hf.files.weights import load_complete
+from combo_hf.files.wording import first_line
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
+from combo_hf.processing_combo import ComboProcessor
 from combo_hf.publishing.card import MARK, build_card, find_origin, read_results
 
 
 WEIGHTS, INDEX, PREVIEW, CARD = "model.safetensors", "model.safetensors.index.json", "preview.png", "README.md"
+HANDLER, REQUIREMENTS = "handler.py", "requirements.txt"
 MAX_SHARD_SIZE = 5 * 10**9
+CACHED = "cached"  # name of the proposal generator that keeps its masks
+LABELS = ("id2label", "label2id")
 SECRET = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 REPO_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")
 PREVIEW_TEXT = "The clip that comes with the package: rows of frames, Maskiges, heat maps and masks."
@@ -111,6 +119,8 @@ def plan_publication(
         ]
         why = f"code of combo-hf {__version__}, for trust_remote_code"
         texts += [(path.name, path.read_bytes(), why) for path in remote_code_combo.code_files()]
+        texts.append((HANDLER, Path(__file__).with_name(HANDLER).read_bytes(), "for Inference Endpoints"))
+        texts.append((REQUIREMENTS, _requirements(), "packages that the code needs"))
     files = [] if card_only else [PublishedFile(path.name, path.stat().st_size, "weights", path) for path in shards]
     files += [PublishedFile(name, len(content), why, content) for name, content, why in texts]
     for file in files:
@@ -120,6 +130,12 @@ def plan_publication(
     if temporary is not None:  # shards live as long as the publication
         weakref.finalize(publication, shutil.rmtree, temporary, ignore_errors=True)
     return publication
+
+
+def _requirements() -> bytes:
+    """What the code needs beside torch, which every image of an endpoint has."""
+    needed = [entry for entry in importlib.metadata.requires("combo-hf") or () if "extra ==" not in entry]
+    return "".join(f"{entry}\n" for entry in needed if not entry.startswith("torch")).encode()
 
 
 def _read_settings(folder: Path) -> tuple[bytes, bytes]:
@@ -147,9 +163,27 @@ def _read_settings(folder: Path) -> tuple[bytes, bytes]:
 
 
 def _without_paths(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_paths(value) for key, value in content.items() if key != "_name_or_path"}
-    return content
+    """A setting without what says where things are on this machine; of a path its last part stays.
+
+    A proposal generator that keeps its masks in a folder becomes the generator itself.
+    """
+    if isinstance(content, list):
+        return [_without_paths(value) for value in content]
+    if isinstance(content, str):
+        return Path(content.replace("\\", "/")).name if is_path(content) else content
+    if not isinstance(content, dict):
+        return content
+    if content.get("name") == CACHED and "generator" in content:
+        return _without_paths(content["generator"])
+    kept = {key: value for key, value in content.items() if key != "_name_or_path"}
+    return {key: value if key in LABELS else _without_paths(value) for key, value in kept.items()}
+
+
+def is_path(text: str) -> bool:
+    """Whether a setting is a path of this machine rather than a word or the id of a repository."""
+    if text.startswith(("/", "~", ".")) or "\\" in text or text.count("/") > 1 or re.match(r"[A-Za-z]:", text):
+        return len(text) > 1
+    return "/" in text and Path(text).exists()
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -170,21 +204,14 @@ def _weight_files(folder: Path) -> list[Path]:
     return [*(folder / name for name in names), folder / INDEX]
 
 
-def _load_model(folder: Path) -> Any:
+def _load_model(folder: Path) -> ComboForAudioVisualSegmentation:
     """The model, which proves that the folder is complete."""
-    from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
-    from combo_hf.processing_combo import ComboProcessor
-
     try:
-        model, info = ComboForAudioVisualSegmentation.from_pretrained(folder, output_loading_info=True)
+        model = load_complete(ComboForAudioVisualSegmentation, folder)
         ComboProcessor.from_pretrained(folder)
-    except Exception as error:  # whatever is wrong with the files, safetensors' own error is no ValueError
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{folder} does not load, so it is not published: {reason}") from error
-    wrong = [f"{kind.replace('_', ' ')} {sorted(map(str, info[kind]))[0]}" for kind in info if info[kind]]
-    if wrong:
-        raise ValueError(f"{folder}: the weights do not fit the configuration ({'; '.join(wrong)}).")
-    return model.eval()
+    except Exception as error:  # whatever is wrong with the files
+        raise ValueError(f"{folder} does not load, so it is not published: {first_line(error, 300)}") from error
+    return model
 
 
 def _own_card(folder: Path) -> bytes | None:
@@ -196,13 +223,12 @@ def _own_card(folder: Path) -> bytes | None:
     return None if MARK.encode() in content else content
 
 
-def _preview(folder: Path, model: Any) -> bytes:
+def _preview(folder: Path, model: ComboForAudioVisualSegmentation) -> bytes:
     """preview.png of the folder, or what the model makes of the package's clip."""
     if (folder / PREVIEW).is_file():
         return (folder / PREVIEW).read_bytes()
     from combo_hf import ASSETS
     from combo_hf.pipeline_combo import AudioVisualSegmentationPipeline
-    from combo_hf.processing_combo import ComboProcessor
     from combo_hf.results.pictures import contact_sheet
 
     processor = ComboProcessor.from_pretrained(folder)

@@ -11,10 +11,16 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from combo_hf.publishing.plan import INDEX, WEIGHTS, Publication
+from combo_hf.publishing.plan import Publication
 
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import ModelInfo
+
+Answer = TypeVar("Answer")
 
 ATTEMPTS = 4
 PAUSE = 2.0  # seconds before the second attempt, doubled each time
@@ -68,7 +74,6 @@ def publish(
     message = message or ("Update the model card" if publication.card_only else "Publish COMBO checkpoint")
     removed = [] if publication.card_only else _stale(api, repo_id, head, {file.name for file in publication.files})
     commit = _commit(api, repo_id, head, publication, removed, message, report)
-    _verify(api, repo_id, commit, publication)
     return Published(repo_id, f"{api.endpoint}/{repo_id}", commit, not existed, removed)
 
 
@@ -114,18 +119,18 @@ def check_access(repo_id: str, *, private: bool = False, token: str | None = Non
     _check_private(repo_id, private, info)
 
 
-def _check_private(repo_id: str, private: bool, info: Any) -> None:
+def _check_private(repo_id: str, private: bool, info: ModelInfo) -> None:
     if private and not info.private:
         raise ValueError(f"{repo_id} exists and is public; make it private on the Hub first, or choose another name.")
 
 
-def _api(token: str | None) -> Any:
+def _api(token: str | None) -> HfApi:
     from huggingface_hub import HfApi
 
     return HfApi(token=token, library_name="combo-hf")
 
 
-def _prepare(api: Any, repo_id: str, private: bool) -> tuple[str, bool]:
+def _prepare(api: HfApi, repo_id: str, private: bool) -> tuple[str, bool]:
     """Head of the repository, which is made where it does not exist; and whether it did."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -139,56 +144,55 @@ def _prepare(api: Any, repo_id: str, private: bool) -> tuple[str, bool]:
     return info.sha, True
 
 
-def _stale(api: Any, repo_id: str, head: str, names: set[str]) -> list[str]:
+def _stale(api: HfApi, repo_id: str, head: str, names: set[str]) -> list[str]:
     """Weights of an earlier publication that a loader would prefer to, or mix with, the new ones."""
     files = _ask(api.list_repo_files, repo_id, revision=head)
     return sorted(name for name in files if SHARD.fullmatch(name) and name not in names)
 
 
 def _commit(
-    api: Any, repo_id: str, head: str, publication: Publication, removed: list[str], message: str, report: Callable
+    api: HfApi,
+    repo_id: str,
+    head: str,
+    publication: Publication,
+    removed: list[str],
+    message: str,
+    report: Callable[[str], None],
 ) -> str:
     """Make the one commit; repeat it where the connection broke and the branch has not moved."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    for attempt in range(ATTEMPTS):
-        operations = [CommitOperationAdd(file.name, _source(file)) for file in publication.files]
-        operations += [CommitOperationDelete(name) for name in removed]
+    for attempt in range(1, ATTEMPTS + 1):
+        sources = [(file.name, file.source) for file in publication.files]
+        operations = [
+            *(
+                CommitOperationAdd(name, source if isinstance(source, bytes) else str(source))
+                for name, source in sources
+            ),
+            *(CommitOperationDelete(name) for name in removed),
+        ]
         try:
             return _ask(api.create_commit, repo_id, operations, commit_message=message, parent_commit=head).oid
         except ConnectionError as error:
-            report(f"{error}; attempt {attempt + 1} of {ATTEMPTS}")
-            if attempt + 1 == ATTEMPTS:
+            report(f"{error}; attempt {attempt} of {ATTEMPTS}")
+            if attempt == ATTEMPTS:
                 raise ConnectionError(f"{error}. Nothing was published; run it again to go on.") from error
-            time.sleep(PAUSE * 2**attempt)
-            commits = _ask(api.list_repo_commits, repo_id)
-            if commits[0].commit_id != head:
-                # The answer was lost. Ours is the one that stands directly on the head we started from.
-                position = [commit.commit_id for commit in commits].index(head)
-                if commits[position - 1].title == message:
-                    return commits[position - 1].commit_id
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+            newest = _ask(api.list_repo_commits, repo_id)[0]
+            if newest.commit_id != head and newest.title != message:
                 raise ConnectionError(f"{repo_id} was changed by somebody else meanwhile; run it again.") from error
+            if newest.commit_id != head:  # it did happen, and its answer was lost
+                return newest.commit_id
     raise AssertionError("unreachable")
 
 
-def _source(file: Any) -> Any:
-    return file.source if isinstance(file.source, bytes) else str(file.source)
+def _ask(call: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
+    """Ask the Hub; errors come back in plain words and without the request.
 
-
-def _verify(api: Any, repo_id: str, commit: str, publication: Publication) -> None:
-    """Compare names and sizes with what the Hub says it has."""
-    rows = _ask(lambda: list(api.list_repo_tree(repo_id, revision=commit)))
-    sizes = {row.path: getattr(row, "size", None) for row in rows}
-    wrong = [file.name for file in publication.files if sizes.get(file.name) != file.size]
-    weights = {WEIGHTS, INDEX} & set(sizes)
-    if wrong or (not publication.card_only and len(weights) != 1):
-        raise OSError(
-            f"the Hub does not hold what was sent: {', '.join(wrong) or 'two kinds of weights'}; push again."
-        )
-
-
-def _ask(call: Callable, *args: Any, **kwargs: Any) -> Any:
-    """Ask the Hub; errors come back in plain words and without the request."""
+    Raises:
+        RepositoryNotFoundError, LocalTokenNotFoundError: as they are, to be told apart.
+        PermissionError, ConnectionError, ValueError, OSError: as [`publish`] says.
+    """
     from huggingface_hub.errors import (
         HfHubHTTPError,
         LocalTokenNotFoundError,
@@ -200,10 +204,13 @@ def _ask(call: Callable, *args: Any, **kwargs: Any) -> Any:
         return call(*args, **kwargs)
     except (RepositoryNotFoundError, LocalTokenNotFoundError):
         raise
+    except OfflineModeIsEnabled:
+        raise ConnectionError("HF_HUB_OFFLINE is set: nothing is sent; unset it to publish.") from None
     except Exception as error:
-        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+        causes = _causes(error)
+        status = next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), 0)
+        if not status and isinstance(error, ValueError):
             raise ValueError(" ".join(str(error).split())) from None  # what the client found wrong with the card
-        status = next((cause.response.status_code for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), 0)
         if status == 401:
             raise PermissionError("the Hub does not accept the access token: run 'hf auth login' again.") from None
         if status == 403:
@@ -211,29 +218,19 @@ def _ask(call: Callable, *args: Any, **kwargs: Any) -> Any:
         if status in (408, 429) or status >= 500:
             raise ConnectionError(f"the Hub is busy or ill (HTTP {status})") from None
         if status:
-            raise OSError(f"the Hub refused (HTTP {status}): {_words(error)}") from None
-        if isinstance(error, OfflineModeIsEnabled):
-            raise ConnectionError("HF_HUB_OFFLINE is set: nothing is sent; unset it to publish.") from None
-        if any(_is_connection_error(cause) for cause in _causes(error)):
+            words = getattr(error, "server_message", None) or str(error).strip().split("\n")[-1]
+            raise OSError(f"the Hub refused (HTTP {status}): {' '.join(words.split())}") from None
+        # by name: the client's HTTP library has changed, and both call it so
+        names = {cls.__name__ for cause in causes for cls in type(cause).__mro__}
+        if names & {"TransportError", "ConnectionError", "TimeoutError"}:
             raise ConnectionError("the connection to the Hub failed") from None
         raise
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
+    """An error and what led to it."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)
         error = error.__cause__ or error.__context__
     return found
-
-
-def _is_connection_error(error: BaseException) -> bool:
-    """By name: the client's HTTP library has changed, and both call it so."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"TransportError", "ConnectionError", "TimeoutError"})
-
-
-def _words(error: Exception) -> str:
-    """The Hub's own sentence."""
-    text = getattr(error, "server_message", None) or str(error).strip().split("\n")[-1]
-    return " ".join(text.split())

@@ -1,5 +1,6 @@
 """`combo-hf push` against a Hub: what goes, what does not, what happens when something breaks on the way."""
 
+import base64
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from combo_hf.publishing.plan import INDEX, WEIGHTS
 
 
 CODE = {path.name for path in remote_code_combo.code_files()}
-USUAL = {"README.md", "config.json", "processor_config.json", WEIGHTS} | CODE
+USUAL = {"README.md", "config.json", "processor_config.json", "handler.py", "requirements.txt", WEIGHTS} | CODE
 LEFT_BEHIND = {
     "optimizer.bin": b"o", "random_states_0.pkl": b"r", "events.out.tfevents": b"e", "metrics.jsonl": b"{}",
     "trainer.py": b"print()", "pytorch_model.bin": b"p", "notes.txt": b"n", ".env": b"x",
@@ -264,6 +265,57 @@ def test_only_measured_scores_become_metadata(folder, tmp_path):
     assert result["dataset"] == {"name": "s4-rows", "type": "custom", "split": "test"}
     assert "| s4-rows | test | 7 | avsbench | silence in place of the sound | 43.21 | 50.00 |" in text
     assert "/home/somebody" not in text
+
+
+def test_metadata_that_the_hub_filters_by(folder, tmp_path):
+    assert {"pipeline_tag": "image-segmentation", "library_name": "transformers"}.items() <= card_of(
+        plan_publication(folder, "tester/new", preview=False)
+    )[1].items()
+    recipe = {"model": {"pretrained": "me/first"}, "data": {"source": "avsbench", "path": "me/rows", "subset": "s4"}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    (folder / "results.json").write_text(json.dumps(results_for(folder, data="me/test-rows")))
+    _, data = card_of(plan_publication(folder, "tester/new", preview=False))
+    assert data["base_model"] == ["me/first"] and data["datasets"] == ["me/rows", "me/test-rows"]
+    assert data["metrics"] == ["M_J", "M_F"]
+
+
+def test_no_path_of_the_machine_is_published(folder, tmp_path):
+    (tmp_path / "models").mkdir()
+    inner = {"name": "mobile_sam", "model": "/home/me/secret/my-sam", "points_per_side": 8}
+    path = folder / "processor_config.json"
+    saved = json.loads(path.read_text())
+    places = {"proposal_generator": {"name": "cached", "folder": "/home/me/cache", "generator": inner}}
+    places |= {"a": ["C:\\Users\\me\\b", "~/c", "../d"], "repository": "facebook/sam-vit-huge"}
+    path.write_text(json.dumps({**saved, **places}))
+    publication = plan_publication(folder, "tester/new", preview=False)
+    published = json.loads(next(file.source for file in publication.files if file.name == path.name))
+    assert published["proposal_generator"] == {**inner, "model": "my-sam"}
+    assert published["a"] == ["b", "c", "d"] and published["repository"] == "facebook/sam-vit-huge"
+    assert all(published[key] == value for key, value in saved.items() if key not in (*places, "auto_map"))
+
+
+def test_foreign_words_are_no_markup_in_the_card(tiny_folder, tmp_path):
+    evil = "<img src=x onerror=alert(1)>\n# Title | [a](b)"
+    config = combo_hf.ComboConfig.from_pretrained(tiny_folder)
+    config.id2label = {0: "background", 1: evil}
+    (tmp_path / "recipe.yaml").write_text(json.dumps({"model": {"preset": evil}, "mixed_precision": evil}))
+    card = build_card(config, "tester/new", find_origin(tmp_path, evil))
+    body = card.split("---\n", 2)[2]
+    assert "<img" not in body and "&lt;img src=x onerror" in body and "\n# Title" not in body and "[a](b)" not in body
+
+
+def test_handler_of_an_endpoint(tiny_folder, film):
+    from combo_hf.publishing.handler import EndpointHandler
+
+    handler = EndpointHandler(tiny_folder)
+    data = Path(film).read_bytes()
+    answer = handler({"inputs": data, "parameters": {"fps": 1}})
+    assert len(answer["frames"]) == 3
+    assert handler({"inputs": base64.b64encode(data).decode(), "parameters": {"fps": 1}}) == answer
+    assert json.loads(json.dumps(answer)) == answer
+    for inputs, message in ((b"x", "damaged"), ("http://example.org/a.mp4", "base64"), (None, "NoneType")):
+        assert message in handler({"inputs": inputs})["error"]
+    assert "no" in handler({"inputs": data, "parameters": {"no": 1}})["error"]
 
 
 def test_scores_of_other_weights_are_refused(folder, tmp_path):

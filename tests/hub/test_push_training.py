@@ -25,6 +25,7 @@ def test_run_publishes_its_best_checkpoint(hub_client, few_clips, tmp_path: Path
     run_recipe(recipe(max_steps=1, push_to_hub=REPOSITORY), tmp_path / "run", cpu=True)
     files = hub_client.files(REPOSITORY)
     usual = {"README.md", "config.json", "processor_config.json", "model.safetensors", "preview.png"}
+    usual |= {"handler.py", "requirements.txt"}
     assert set(files) == usual | CODE | {".gitattributes"}
     assert files["model.safetensors"] == (tmp_path / "run" / "best" / "model.safetensors").read_bytes()
     assert hub_client.store.repos["models", REPOSITORY].private
