@@ -50,7 +50,7 @@ class SamAdapter:
     """
 
     def __init__(self, model: nn.Module, image_processor: Any = None, dtype: torch.dtype = torch.float32) -> None:
-        self.model = _cast(model.eval(), dtype)
+        self.model = _cast(_with_original_norms(model.eval()), dtype)
         self.dtype = dtype
         self.side = model.config.prompt_encoder_config.image_size
         self.image_processor = image_processor or image_processor_of(model)
@@ -245,6 +245,18 @@ def sam2_image_processor(model: str, side: int) -> Any:
 
 def _bilinear(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+
+
+def _with_original_norms(model: nn.Module) -> nn.Module:
+    """The mask decoder's attention with the epsilon of the original, which is PyTorch's default.
+
+    transformers' configurations, those of released checkpoints too, say 1e-6: mask logits of real weights then differ
+    by up to 0.2.
+    """
+    for module in model.mask_decoder.transformer.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5
+    return model
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -1,8 +1,9 @@
 """Hugging Face Inference Endpoints: a video in, what sounds in it out. Published beside the weights.
 
 A request is the video itself (its bytes, with the header `Content-Type: video/mp4`) or JSON,
-`{"inputs": "<the video in base64>", "parameters": {"fps": 2}}`; parameters are those of the pipeline. An address is not
-fetched: whoever asks could name one inside the machine's own network. The answer is JSON; masks are PNG pictures in base64.
+`{"inputs": "<the video in base64>", "parameters": {"fps": 2}}`; parameters are those of the pipeline. An address is
+not fetched: whoever asks could name one inside the machine's own network. The answer is JSON, masks are PNG pictures
+in base64.
 
     {"frames": [{"timestamp": 0.5, "segments": [{"label": "dog", "score": 0.93, "mask": "<PNG>"}]}, ...]}
 """
