@@ -207,10 +207,10 @@ def _ask(call: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
     except OfflineModeIsEnabled:
         raise ConnectionError("HF_HUB_OFFLINE is set: nothing is sent; unset it to publish.") from None
     except Exception as error:
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+            raise ValueError(" ".join(str(error).split())) from None  # what the client found wrong with the card
         causes = _causes(error)
         status = next((cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError)), 0)
-        if not status and isinstance(error, ValueError):
-            raise ValueError(" ".join(str(error).split())) from None  # what the client found wrong with the card
         if status == 401:
             raise PermissionError("the Hub does not accept the access token: run 'hf auth login' again.") from None
         if status == 403:
