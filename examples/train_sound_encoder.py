@@ -84,7 +84,7 @@ class Sounds:
             rows = [row for row in csv.DictReader(file) if row["kind"] == "sound"]
         self.classes = sorted({row["class"] for row in rows if not row["class"].startswith("_")})
         self.names = [*self.classes, NONE, SILENCE]
-        teacher = np.load(parts / "teacher.npz")
+        teacher = np.load(parts / "teacher.npz", allow_pickle=False)
         heard = zip(teacher["sound"], teacher["second"], strict=True)
         self.row_of = {(str(sound), int(second)): row for row, (sound, second) in enumerate(heard)}
         values = torch.from_numpy(teacher["embedding"]).float()
