@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -135,3 +136,40 @@ def test_the_landing_holds_the_core_alone():
     names = {path.name for path in PACKAGE.glob("*.py")}
     assert len(names) <= ROOT_FILES
     assert {name for name in names - FACE if not name.endswith("_combo.py") and "_combo_" not in name} == set()
+
+
+def _documented() -> dict[str, set[str]]:
+    """Room -> rooms that docs/architecture.md says it may import; sub-folders count as the room they are in."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [[cell.strip().strip("`") for cell in row.split("|")[1:-1]] for row in text.splitlines() if row[:2] == "| "]
+    rooms = {
+        name.replace(" (root files)", "").rstrip("/").replace("/", "."): arrows
+        for name, _, arrows in (row for row in rows if len(row) == 3 and row[0] != "room")
+    }
+    every = set(rooms)
+    special = {
+        "core only": set(),
+        "nothing": set(),
+        "all": every,
+        "all of the above": every - {"commands", "benchmarking"},
+    }
+    return {
+        name: special.get(arrows, {part.strip().replace("/", ".") for part in arrows.split(",")}) - {name}
+        for name, arrows in rooms.items()
+    }
+
+
+def test_the_architecture_page_has_this_table() -> None:
+    def outer(room: str) -> str:
+        return "metrics" if room == "metrics.avs_segmentation" else room
+
+    wanted = {room: {outer(to) for to in arrows} - {room} for room, arrows in ARROWS.items() if outer(room) == room}
+    assert _documented() == wanted
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_named_in_the_pages_exist(page: str) -> None:
+    text = (PACKAGE.parent / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)*[a-z_0-9]+\.py|(?:[a-z_]+/)+)`", text))
+    places = (PACKAGE, PACKAGE.parent)
+    assert len(named) > 10 and [name for name in sorted(named) if not any((at / name).exists() for at in places)] == []
