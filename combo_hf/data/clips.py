@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from combo_hf.data.collate import SILENCE, ClipExample, example_generator
+from combo_hf.data.frames import FrameChoice
 from combo_hf.data.row_format import HINT, READ_COLUMNS, REQUIRED_COLUMNS, check_columns
 from combo_hf.data.rows import MaskigeMaker, decode_row, require_maskiges
 from combo_hf.data.transforms import EvalTransform, TrainTransform
@@ -43,7 +44,7 @@ class AvsbenchClips(torch.utils.data.Dataset):
     def __init__(
         self,
         dataset: Any,
-        transform: TrainTransform | EvalTransform | None = None,
+        transform: TrainTransform | EvalTransform | FrameChoice | None = None,
         image_size: int | None = None,
         num_labels: int = 2,
         seed: int = 0,
@@ -121,7 +122,7 @@ class ComboTransform:
 
     def __init__(
         self,
-        transform: TrainTransform | EvalTransform,
+        transform: TrainTransform | EvalTransform | FrameChoice,
         num_labels: int = 2,
         seed: int = 0,
         epoch: int = 0,

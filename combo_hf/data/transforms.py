@@ -28,7 +28,6 @@ from combo_hf.data.subsets import GEOMETRIES, OWN, OWN_GEOMETRY, subset_rule
 from combo_hf.image_processing_combo import IGNORE_INDEX
 
 
-SCALE_TENTHS = tuple(range(5, 21))  # shortest side = int(input size * k / 10)
 MAX_SCALE = 4  # longest side in input sizes: 896 pixels for 224
 PAD_COLOUR = 128  # of frames and Maskiges
 
@@ -70,6 +69,8 @@ class TrainTransform:
             Off, which is not the release's: one set of colours for all frames of a clip, none for Maskiges.
         official_maskige_resize: as the release does it for S4 and MS3, Maskiges are resized bilinearly, which blends
             the codes of neighbouring segments. Off, which is not the release's: nearest neighbour.
+        min_scale, max_scale: of the shortest side, in input sizes, in steps of a tenth ("scale_crop" only).
+        jitter_strength: 1 is the release's jitter; colours change by so much of it.
 
     Raises:
         ValueError: a value out of range.
@@ -81,9 +82,19 @@ class TrainTransform:
     flip: float = 0.5
     official_jitter: bool = False
     official_maskige_resize: bool = False
+    min_scale: float = 0.5
+    max_scale: float = 2.0
+    jitter_strength: float = 1.0
 
     def __post_init__(self) -> None:
         _check_size(self.image_size)
+        if not 0.1 <= self.min_scale <= self.max_scale <= MAX_SCALE:
+            raise ValueError(
+                f"min_scale, max_scale: wanted 0.1 <= min_scale <= max_scale <= {MAX_SCALE}, got {self.min_scale} and "
+                f"{self.max_scale}."
+            )
+        if not 0 <= self.jitter_strength <= 2:
+            raise ValueError(f"jitter_strength: wanted 0 to 2, got {self.jitter_strength}.")
         if self.geometry not in GEOMETRIES:
             raise ValueError(f"geometry: wanted 'scale_crop' or 'centre_crop', got {self.geometry!r}.")
         if not 0 <= self.flip <= 1:
@@ -103,14 +114,14 @@ class TrainTransform:
         placement = self._place((height, width), generator)
         frames = placement.apply(clip.frames, smooth=True)  # (T, 3, h, w)
         if self.jitter and not self.official_jitter:
-            frames = Colours.draw(generator).apply(frames)
+            frames = Colours.draw(generator, self.jitter_strength).apply(frames)
         elif self.jitter:
-            frames = _recolour_each(frames, generator)
+            frames = _recolour_each(frames, generator, self.jitter_strength)
         maskiges = None
         if clip.maskiges is not None:
             maskiges = placement.apply(clip.maskiges, smooth=self.official_maskige_resize)
             if self.jitter and self.official_jitter:
-                maskiges = _recolour_each(maskiges, generator)
+                maskiges = _recolour_each(maskiges, generator, self.jitter_strength)
             maskiges = placement.pad(maskiges, PAD_COLOUR)
         masks = torch.zeros(0, self.image_size, self.image_size, dtype=torch.uint8)
         if clip.masks:
@@ -126,7 +137,8 @@ class TrainTransform:
             size = height * self.image_size // min(source), width * self.image_size // min(source)
             offset = round((size[0] - self.image_size) / 2), round((size[1] - self.image_size) / 2)
         else:
-            shortest = self.image_size * SCALE_TENTHS[int(scale * len(SCALE_TENTHS))] // 10
+            tenths = range(round(10 * self.min_scale), round(10 * self.max_scale) + 1)
+            shortest = self.image_size * tenths[int(scale * len(tenths))] // 10
             factor = min(shortest / min(height, width), MAX_SCALE * self.image_size / max(height, width))
             size = max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
             free = [max(0, side - self.image_size) for side in size]
@@ -192,14 +204,14 @@ class Colours:
     contrast_first: bool = True
 
     @classmethod
-    def draw(cls, generator: torch.Generator) -> Colours:
-        """Nine numbers are drawn, whatever comes out."""
+    def draw(cls, generator: torch.Generator, strength: float = 1.0) -> Colours:
+        """Nine numbers are drawn, whatever comes out; the changes are `strength` times those of the release."""
         bright, contrast, saturate, turn, first, *values = torch.rand(9, generator=generator).tolist()
         return cls(
-            brightness=(2 * values[0] - 1) * MAX_BRIGHTNESS if bright < 0.5 else 0.0,
-            contrast=_between(CONTRAST_RANGE, values[1]) if contrast < 0.5 else 1.0,
-            saturation=_between(SATURATION_RANGE, values[2]) if saturate < 0.5 else 1.0,
-            hue=(2 * values[3] - 1) * MAX_HUE if turn < 0.5 else 0.0,
+            brightness=strength * (2 * values[0] - 1) * MAX_BRIGHTNESS if bright < 0.5 else 0.0,
+            contrast=_around_one(CONTRAST_RANGE, values[1], strength) if contrast < 0.5 else 1.0,
+            saturation=_around_one(SATURATION_RANGE, values[2], strength) if saturate < 0.5 else 1.0,
+            hue=strength * (2 * values[3] - 1) * MAX_HUE if turn < 0.5 else 0.0,
             contrast_first=first < 0.5,
         )
 
@@ -230,6 +242,10 @@ def build_transform(
     official_maskige_resize: bool = False,
     jitter: bool = True,
     flip: float = 0.5,
+    geometry: str | None = None,
+    min_scale: float = 0.5,
+    max_scale: float = 2.0,
+    jitter_strength: float = 1.0,
 ) -> TrainTransform | EvalTransform:
     """What is done to the clips of a subset; for the arguments see [`TrainTransform`].
 
@@ -237,14 +253,16 @@ def build_transform(
         subset (`str`): "s4", "ms3", "avss" or "own".
         train (`bool`): augment; otherwise the clips are only resized, and all other arguments but `image_size` play no
             part.
+        geometry (`str`, *optional*): "scale_crop" or "centre_crop"; default: what the subset has in the release.
 
     Raises:
         ValueError: unknown subset, or a value out of range.
     """
-    geometry = OWN_GEOMETRY if subset == OWN else subset_rule(subset).geometry
+    default = OWN_GEOMETRY if subset == OWN else subset_rule(subset).geometry
     if not train:
         return EvalTransform(image_size)
-    return TrainTransform(image_size, geometry, jitter, flip, official_jitter, official_maskige_resize)
+    options = (jitter, flip, official_jitter, official_maskige_resize, min_scale, max_scale, jitter_strength)
+    return TrainTransform(image_size, geometry or default, *options)
 
 
 def _saturate(values: torch.Tensor, factor: float) -> torch.Tensor:
@@ -259,12 +277,13 @@ def _saturate(values: torch.Tensor, factor: float) -> torch.Tensor:
     return top - (top - values) * growth
 
 
-def _recolour_each(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return torch.cat([Colours.draw(generator).apply(picture) for picture in pictures.split(1)])
+def _recolour_each(pictures: torch.Tensor, generator: torch.Generator, strength: float) -> torch.Tensor:
+    return torch.cat([Colours.draw(generator, strength).apply(picture) for picture in pictures.split(1)])
 
 
-def _between(limits: tuple[float, float], part: float) -> float:
-    return limits[0] + part * (limits[1] - limits[0])
+def _around_one(limits: tuple[float, float], part: float, strength: float) -> float:
+    low, high = (max(0.0, 1 + strength * (limit - 1)) for limit in limits)
+    return low + part * (high - low)
 
 
 def _pixels(images: list[Image.Image], size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:

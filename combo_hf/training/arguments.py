@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from combo_hf.data.subsets import SUBSETS
+from combo_hf.data.subsets import OWN, SUBSETS
+from combo_hf.data.transforms import TrainTransform
 from combo_hf.files.atomic import write_text
 from combo_hf.files.typed_yaml import apply_override, build_typed, dump_yaml, parse_yaml
 
@@ -37,6 +38,8 @@ class ModelRecipe:
         preset: of [`ComboConfig.from_preset`].
         pretrained: folder or Hub id of a COMBO checkpoint to start from; the preset is then not used, and the network
             is the checkpoint's (other classes or sizes are an error). `null`: random weights.
+        new_head: the checkpoint may know other classes: its class head is made anew, but for classes of the same name,
+            and everything else is kept.
         encoders: folder or Hub id of a COMBO checkpoint, of any classes, from which the visual, the Maskige and the
             audio encoder start, see [`load_encoders`]; `null`: none.
         backbone: ImageNet start of both visual encoders, see [`load_pretrained_backbones`]; `null`: none.
@@ -46,6 +49,7 @@ class ModelRecipe:
 
     preset: str = "tiny"
     pretrained: str | None = None
+    new_head: bool = False
     encoders: str | None = None
     backbone: str | None = None
     vggish: str | None = None
@@ -94,12 +98,13 @@ class SyntheticRecipe:
 
 @dataclass
 class AvsbenchRecipe:
-    """AVSBench, as rows that `combo-hf data build` made, see [`load_avsbench`].
+    """AVSBench or clips of your own, as rows that `combo-hf data build` made, see [`load_avsbench`].
 
     Attributes:
         source: "avsbench".
         path: folder, or a Hub id of your own.
-        subset: "s4", "ms3" or "avss": which clips, classes and augmentation.
+        subset: "s4", "ms3" or "avss": which clips, classes and augmentation; "own": the classes are those of the data
+            set.
         revision: of a Hub id.
         train_split, val_split: names of the splits.
         train_clips, val_clips: use only so many, the first ones; `null`: all.
@@ -109,6 +114,11 @@ class AvsbenchRecipe:
         proposal_generator: makes the Maskiges of rows without, such as "superpixels", again in every epoch; `null`:
             such rows are an error.
         silence_audio: train and evaluate without sound.
+        frames: of a training clip, "all" or "annotated": those with masks only, such as the one of S4, whose others
+            cost four fifths of the time and bring no mask.
+        frames_per_clip: train on at most so many neighbouring frames of a clip, others in every epoch; `null`: all.
+        geometry: "scale_crop" or "centre_crop"; `null`: what the subset has in the release ("own": "scale_crop").
+        min_scale, max_scale, jitter_strength: of the training pictures, see [`TrainTransform`].
     """
 
     source: str = "avsbench"
@@ -123,13 +133,43 @@ class AvsbenchRecipe:
     official_maskige_resize: bool = False
     proposal_generator: str | None = None
     silence_audio: bool = False
+    frames: str = "all"
+    frames_per_clip: int | None = None
+    geometry: str | None = None
+    min_scale: float = 0.5
+    max_scale: float = 2.0
+    jitter_strength: float = 1.0
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "train_clips", "val_clips")
-        _one_of(self, "subset", SUBSETS)
+        _at_least(self, 1, "train_clips", "val_clips", "frames_per_clip")
+        _one_of(self, "subset", (*SUBSETS, OWN))
+        _one_of(self, "frames", ("all", "annotated"))
+        TrainTransform(  # refuses what is out of range before anything is loaded
+            geometry=self.geometry or "scale_crop",
+            min_scale=self.min_scale,
+            max_scale=self.max_scale,
+            jitter_strength=self.jitter_strength,
+        )
         for name in ("path", "train_split", "val_split"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: wanted a name, got nothing.")
+
+
+@dataclass
+class MixedRecipe:
+    """Several data sets together; a class that two of them name is one class.
+
+    Attributes:
+        source: "mixed".
+        parts: each as it would stand under `data` alone.
+    """
+
+    source: str = "mixed"
+    parts: list[SyntheticRecipe | AvsbenchRecipe] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts: wanted at least one data set, got none.")
 
 
 @dataclass
@@ -177,7 +217,7 @@ class TrainingRecipe:
     """
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
-    data: SyntheticRecipe | AvsbenchRecipe = field(default_factory=SyntheticRecipe)
+    data: SyntheticRecipe | AvsbenchRecipe | MixedRecipe = field(default_factory=SyntheticRecipe)
     seed: int = 0
     max_steps: int = 1000
     clips_per_batch: int = 8

@@ -22,6 +22,7 @@ from combo_hf.training import (
     build_data,
     build_model,
     run_recipe,
+    sources,
     train,
 )
 from combo_hf.training import run as building
@@ -66,7 +67,7 @@ def test_recipe_over_rows_leaves_a_checkpoint_with_its_processor(rows: Path, tmp
 
 def test_synthetic_settings_reach_the_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr(building, "prepare_synthetic", lambda *args, **kwargs: asked.append(args) or clips(2))
+    monkeypatch.setattr(sources, "prepare_synthetic", lambda *args, **kwargs: asked.append(args) or clips(2))
     data = SyntheticRecipe(kind="avss", labels="semantic", seed=4, train_clips=3, cache=str(tmp_path))
     config = small_model().config
     both = build_data(recipe(data=data), config)

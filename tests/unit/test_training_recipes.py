@@ -21,12 +21,13 @@ from combo_hf.training import (
     label_names,
     parameter_groups,
 )
-from combo_hf.training.run import avsbench_transform
+from combo_hf.training.sources import avsbench_transform
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = {path.stem: path for path in sorted((EXAMPLES / "recipes").glob("*.yaml"))}
-OFFICIAL = [name for name in RECIPES if not name.startswith("synthetic")]
+OWN = ["own-data"]
+OFFICIAL = [name for name in RECIPES if not name.startswith("synthetic") and name not in OWN]
 # Appendix, Table I; steps between evaluations as in the release
 TABLE_I = {"s4": (90_000, 10.0, 5000), "ms3": (20_000, 10.0, 400), "avss": (90_000, 5.0, 5000)}
 
@@ -43,7 +44,7 @@ def test_all_recipes_are_there():
         "synthetic-demo",
         "synthetic-demo-kinds",
     }
-    assert set(RECIPES) - set(OFFICIAL) == kinds
+    assert set(RECIPES) - set(OFFICIAL) == {*kinds, *OWN}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -76,7 +77,8 @@ def test_recipe_builds_its_network_and_names_its_data(name: str):
     if starts[0] is not None:
         recipe.model.preset = name.partition("-from")[0] if name in OFFICIAL else "tiny"
     with torch.device("meta"):
-        model = build_model(recipe.model, recipe.seed, **label_names(recipe)).train()
+        names = {} if name in OWN else label_names(recipe)  # the data set has them
+        model = build_model(recipe.model, recipe.seed, **names).train()
     groups = parameter_groups(model, recipe.learning_rate, recipe.weight_decay, recipe.backbone_scale)
     assert sum(len(group["params"]) for group in groups) > 50
     assert build_processor(model.config).num_frames == model.config.num_frames
@@ -86,6 +88,8 @@ def test_recipe_builds_its_network_and_names_its_data(name: str):
         train, evaluate = (avsbench_transform(recipe, recipe.data, model.config, flag) for flag in (True, False))
         assert isinstance(train, TrainTransform) and isinstance(evaluate, EvalTransform)
         assert train.flip == 0.5 and train.jitter and not train.official_jitter
+    elif name in OWN:
+        assert isinstance(recipe.data, AvsbenchRecipe) and recipe.data.subset == "own"
     else:
         assert isinstance(recipe.data, SyntheticRecipe) and recipe.data.train_clips >= 100
         assert model.config.num_labels == len(label_names(recipe)["id2label"])
