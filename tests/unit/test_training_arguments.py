@@ -68,7 +68,7 @@ def test_saved_recipe_is_the_same(tmp_path: Path):
         ("trackers: [3]", r"trackers\[0\]: wanted str, got 3"),
         ("trackers: [paper]", "trackers: wanted some of"),
         ("push_to_hub: combo", "push_to_hub: wanted owner/name"),
-        ("data: {source: tape}", r"data.source: wanted one of \['synthetic', 'avsbench'\], got 'tape'"),
+        ("data: {source: tape}", r"data.source: wanted one of \['synthetic', 'avsbench', 'mixed'\], got 'tape'"),
         ("data: {source: avsbench, kind: s4}", "unknown key data.kind; known here: source, path, subset"),
         ("data: {subset: s4}", "unknown key data.subset"),  # of the synthetic source, the default
         ("data: {source: avsbench, subset: s5}", "subset: wanted one of"),
