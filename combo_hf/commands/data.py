@@ -38,10 +38,16 @@ def synthesize(arguments: argparse.Namespace) -> None:
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """Write a subset of AVSBench as parquet, to be read by `datasets.load_dataset(OUTPUT, SUBSET)`. A run that was
-    interrupted or killed goes on where it was when it is started again."""
+    """Write a subset of AVSBench (--subset, --root), or your own videos with masks (--from), as parquet, to be read by
+    `datasets.load_dataset(OUTPUT, SUBSET)`. A run that was interrupted or killed goes on where it was when it is
+    started again. docs/own-data.md says how a folder of your own has to look."""
     from combo_hf.data.avsbench import build_dataset, push_dataset
 
+    if arguments.own is not None:
+        _build_own(arguments)
+        return
+    if arguments.subset is None or arguments.root is None:
+        raise ValueError("wanted --subset and --root (AVSBench), or --from (your own videos).")
     if arguments.push_to_hub and not arguments.private:
         raise ValueError("--push-to-hub needs --private: AVSBench may not be handed on.")
     names = ("root", "subset", "output", "splits", "num_processes", "rows_per_shard", "maskiges", "processed")
@@ -58,18 +64,42 @@ def build(arguments: argparse.Namespace) -> None:
         print(push_dataset(report.folder, arguments.push_to_hub, private=arguments.private))
 
 
-def check(arguments: argparse.Namespace) -> int:
-    """List what is missing, extra or odd in the folders of AVSBench. Exit code 0: nothing that matters, 1: errors (or,
-    with --strict, anything at all), 2: no AVSBench there."""
-    from combo_hf.data.avsbench import check_dataset, format_findings
+def _build_own(arguments: argparse.Namespace) -> None:
+    from combo_hf.data.own import OwnSettings, build_own
 
-    findings = check_dataset(
-        arguments.root,
-        arguments.subset,
+    if arguments.subset is not None or arguments.root is not None or arguments.push_to_hub:
+        raise ValueError("--from takes your own videos; --subset, --root and --push-to-hub belong to AVSBench.")
+    report = build_own(
+        arguments.own,
+        arguments.output,
+        OwnSettings(arguments.clip_seconds, arguments.max_side),
         num_processes=arguments.num_processes,
-        processed=arguments.processed,
-        decode=not arguments.quick,
+        on_error="skip" if arguments.skip_broken else "raise",
+        resume=not arguments.restart,
     )
+    counts = ", ".join(f"{split} {rows}" for split, rows in report.rows.items())
+    print(f"own: {counts} rows in {report.folder} ({report.written} files written, {report.kept} kept)")
+    for name, why in report.skipped:
+        print(f"left out {name}: {why}")
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """List what is missing, extra or odd in the folders of AVSBench, or in one of your own videos with masks. Exit
+    code 0: nothing that matters, 1: errors (or, with --strict, anything at all), 2: neither is there."""
+    from combo_hf.data.avsbench import check_dataset, format_findings
+    from combo_hf.data.own_check import check_own
+    from combo_hf.data.own_layout import is_own_folder
+
+    if arguments.subset in (None, "own") and is_own_folder(arguments.root):
+        findings = check_own(arguments.root, arguments.num_processes, decode=not arguments.quick)
+    else:
+        findings = check_dataset(
+            arguments.root,
+            arguments.subset,
+            num_processes=arguments.num_processes,
+            processed=arguments.processed,
+            decode=not arguments.quick,
+        )
     errors = sum(finding.serious for finding in findings)
     if findings:
         print(format_findings(findings, arguments.all))
@@ -182,9 +212,12 @@ def _register_compose(group: Any) -> None:
 
 def _register_build(group: Any) -> None:
     example = f"{PROGRAM} data build --subset s4 --root AVSBench --output avsbench --num-processes 4"
-    command = add_command(group, "build", build, "AVSBench folders to parquet", example)
-    command.add_argument("--subset", required=True, help="s4, ms3 or avss")
-    command.add_argument("--root", type=Path, required=True, help="folder of AVSBench, or of the subset")
+    command = add_command(group, "build", build, "AVSBench folders, or your own videos, to parquet", example)
+    command.add_argument("--subset", help="of AVSBench: s4, ms3 or avss")
+    command.add_argument("--root", type=Path, help="folder of AVSBench, or of the subset")
+    command.add_argument("--from", dest="own", type=Path, metavar="FOLDER", help="your own videos with masks")
+    command.add_argument("--clip-seconds", type=positive, default=5, help="with --from: length of a clip, default 5")
+    command.add_argument("--max-side", type=positive, default=1024, help="with --from: larger pictures are reduced")
     command.add_argument("--output", type=Path, required=True, help="folder to write to; may hold other subsets")
     command.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help="default all")
     command.add_argument("--num-processes", type=positive, default=1, help="default 1")
@@ -204,10 +237,10 @@ def _register_build(group: Any) -> None:
 
 def _register_check(group: Any) -> None:
     command = add_command(
-        group, "check", check, "what is wrong with AVSBench folders", f"{PROGRAM} data check AVSBench"
+        group, "check", check, "what is wrong with AVSBench folders, or your own", f"{PROGRAM} data check AVSBench"
     )
-    command.add_argument("root", type=Path, help="folder of AVSBench, or of a subset")
-    command.add_argument("--subset", help="s4, ms3 or avss; default all that are there")
+    command.add_argument("root", type=Path, help="folder of AVSBench, of a subset, or of your own videos")
+    command.add_argument("--subset", help="s4, ms3, avss or own; default all that are there")
     command.add_argument("--num-processes", type=positive, default=1, help="default 1")
     command.add_argument("--processed", action="store_true", help="avss: look at the 224 x 224 pictures")
     command.add_argument("--quick", action="store_true", help="names and sizes only, decode nothing")

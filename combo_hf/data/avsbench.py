@@ -6,10 +6,10 @@ This is the module to import from. `subsets` has the table of subset differences
 
 from combo_hf.data.avsbench_build import BuildReport, build_dataset
 from combo_hf.data.avsbench_card import push_dataset
-from combo_hf.data.avsbench_check import check_dataset, find_subsets, format_findings
-from combo_hf.data.avsbench_check_clips import Finding
+from combo_hf.data.avsbench_check import check_dataset, find_subsets
 from combo_hf.data.avsbench_layout import ClipEntry, find_home, parse_objects, read_entries
 from combo_hf.data.avsbench_rows import RowOptions, read_rows
+from combo_hf.data.findings import Finding, format_findings
 from combo_hf.data.row_format import to_class_ids
 from combo_hf.data.subsets import AVSS_CLASSES, RULES, SPLITS, SUBSETS, SubsetRule, subset_rule
 

@@ -7,13 +7,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from combo_hf.data.avsbench_check_clips import ClipReport, ClipTask, Finding, check_clip
+from combo_hf.data.avsbench_check_clips import ClipReport, ClipTask, check_clip
 from combo_hf.data.avsbench_layout import OFF_SCREEN, ClipEntry, find_home, nearest_class, parse_objects, scan_entries
+from combo_hf.data.findings import Finding
 from combo_hf.data.subsets import AVSS_CLASSES, RULES, SPLITS, SUBSETS, subset_rule
 from combo_hf.files.pool import run_tasks, show_progress
-
-
-SHOWN_EXAMPLES = 2
 
 
 def find_subsets(root: str | Path) -> list[str]:
@@ -80,31 +78,6 @@ def check_dataset(
         videos[name] = _source_videos(entries)
     findings += _leaks_between(videos)
     return sorted(findings, key=lambda f: (not f.serious, SUBSETS.index(f.subset), f.code))
-
-
-def format_findings(findings: Sequence[Finding], show_all: bool = False) -> str:
-    """The findings as a table: one line per kind with its number and examples, or one line each.
-
-    Args:
-        findings: of [`check_dataset`].
-        show_all (`bool`): every finding.
-    """
-    groups: dict[tuple[bool, str, str], list[Finding]] = defaultdict(list)
-    for finding in findings:
-        groups[finding.serious, finding.subset, finding.code].append(finding)
-    rows = [("", "subset", "kind", "number", "where and what")]
-    for (serious, subset, code), group in groups.items():
-        shown = group if show_all else group[:SHOWN_EXAMPLES]
-        for number, finding in enumerate(shown):
-            head = ("ERROR" if serious else "note", subset, code, str(len(group))) if number == 0 else ("", "", "", "")
-            rows.append((*head, f"{finding.where}: {finding.message}"))
-        if len(group) > len(shown):
-            rows.append(("", "", "", "", f"... and {len(group) - len(shown)} more"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _check_clips(tasks: list[ClipTask], subset: str, num_processes: int, progress: bool | None) -> list[Finding]:

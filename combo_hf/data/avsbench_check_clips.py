@@ -12,6 +12,7 @@ import numpy as np
 
 from combo_hf.data.avsbench_layout import ClipEntry, label_colors
 from combo_hf.data.avsbench_rows import grey_mask
+from combo_hf.data.findings import Finding
 from combo_hf.data.row_format import SAMPLING_RATE
 from combo_hf.data.sound import read_sound
 from combo_hf.data.subsets import AVSS_CLASSES, SubsetRule, subset_rule
@@ -23,26 +24,6 @@ EXAMPLE_SECONDS = 0.96  # of one log-mel example; the last of T must start at (T
 EXAMPLE_TAIL = 0.015  # the last window of an example reaches beyond it
 SILENCE = 1e-5  # amplitude
 MAX_PALETTE_SHARE = 0.02  # of Maskige pixels, for colours that no palette explains
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong or odd.
-
-    Attributes:
-        serious: a build stops at it, or labels would be wrong; otherwise only worth knowing.
-        code: its kind.
-        subset, split: "" where it concerns all.
-        where: clip, or file below the subset's folder.
-        message: what was found, and what was wanted.
-    """
-
-    serious: bool
-    code: str
-    subset: str
-    split: str
-    where: str
-    message: str
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""The card of a data set of own videos: written after a build, and again when its Maskiges were made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from combo_hf.data.subsets import OWN, SPLITS
+from combo_hf.files.atomic import write_text
+
+
+CARD = """---
+pretty_name: Own audio-visual segmentation data
+task_categories: [image-segmentation]
+tags: [audio-visual-segmentation]
+configs:
+- config_name: own
+  default: true
+  data_files:
+{files}---
+
+# Own audio-visual segmentation data
+
+Made by `combo-hf data build --from`: clips of up to {clip_seconds} s with one frame a second.
+
+| split | videos | clips | annotated frames | clips with Maskiges |
+|---|---|---|---|---|
+{counts}
+```python
+from datasets import load_dataset
+
+rows = load_dataset("path/to/this/folder", "own", split="{first}")
+names = rows.features["classes"].feature.names  # {classes}
+```
+
+- `masks`: class indices; 0 is background, 255 is ignored, and fills the frames without annotation (see `label_frames`)
+- an annotated frame without a class: nothing sounds in that second
+- `classes`, `category`: what sounds in the clip
+- `audio`: 16 kHz mono flac
+{skipped}"""
+
+
+def write_own_card(output: Path) -> None:
+    """Write README.md from the tables themselves.
+
+    Args:
+        output (`Path`): folder with build-own.json and complete files.
+    """
+    import pyarrow.parquet
+
+    record = json.loads((output / "build-own.json").read_text(encoding="utf-8"))
+    files = counts = skipped = ""
+    splits = [split for split in SPLITS if split in record["videos"]]
+    for split in splits:
+        clips = frames = with_maskiges = 0
+        for path in sorted((output / "data" / OWN).glob(f"{split}-*-of-*.parquet")):
+            with pyarrow.parquet.ParquetFile(path) as file:
+                flags = file.read(columns=["label_frames"])["label_frames"].to_pylist()
+                # whether a row has Maskiges shows in the length of the list, without reading the pictures' bytes
+                with_maskiges += _with_maskiges(file)
+                left_out = json.loads((file.metadata.metadata or {}).get(b"combo_hf.skipped", b"[]"))
+            clips, frames = clips + len(flags), frames + sum(map(sum, flags))
+            skipped += "".join(f"- {split}: {name}: {reason}\n" for name, reason in left_out)
+        files += f"  - split: {split}\n    path: data/{OWN}/{split}-*.parquet\n"
+        counts += f"| {split} | {record['videos'][split]} | {clips} | {frames} | {with_maskiges} |\n"
+    text = CARD.format(
+        files=files,
+        clip_seconds=record["clip_seconds"],
+        counts=counts,
+        first=splits[0],
+        classes=", ".join(record["classes"]),
+        skipped=f"\nLeft out because something is missing or damaged:\n\n{skipped}" if skipped else "",
+    )
+    write_text(output / "README.md", text)
+
+
+def _with_maskiges(file: object) -> int:
+    paths = file.read(columns=["maskiges.list.element.path"])["maskiges"]  # type: ignore[attr-defined]
+    return sum(bool(value) for value in paths.to_pylist())
