@@ -107,7 +107,7 @@ def __dir__() -> list[str]:
 
 
 def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> AudioVisualSegmentationPipeline:
-    """The pipeline of a checkpoint, without `trust_remote_code`: the code is this package's.
+    """The pipeline of a checkpoint: the code is this package's, and no file of the checkpoint is run.
 
     Args:
         repo_or_folder: Hub id or local folder; `None`: the small weights that come with the package, which know only
@@ -115,6 +115,7 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
         **kwargs: as for `transformers.pipeline`: `device`, `dtype`, `batch_size`, `proposal_generator`, `fps`, ...
 
     Raises:
+        ValueError: files that are damaged or of another kind of model, or weights that do not fit.
         FileNotFoundError: the folder (or the bundled weights) does not exist.
         OSError: not a checkpoint, or not reachable.
 
@@ -123,12 +124,9 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
         >>> [segment["label"] for segment in result["frames"][0]["segments"]]
         ['emergency-car']
     """
-    from transformers import pipeline
-
     from .pipeline_combo import AudioVisualSegmentationPipeline
 
-    name = resolve_model(repo_or_folder)
-    return pipeline(TASK, model=name, pipeline_class=AudioVisualSegmentationPipeline, **kwargs)
+    return AudioVisualSegmentationPipeline.from_pretrained(resolve_model(repo_or_folder), **kwargs)
 
 
 def resolve_model(repo_or_folder: str | Path | None = None) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from .remote_code_combo import ENTRIES, LOADED_AS_REMOTE_CODE, reading
+from .remote_code_combo import ENTRIES, LOADED_AS_REMOTE_CODE, check_kind, reading
 
 
 AVSS_CLASSES = (
@@ -138,6 +138,9 @@ TIMM = "timm/"  # begins the name of a backbone of timm
 
 
 MAX_SIZE = 1_000_000  # of any width or number of parts: a file with more is damaged
+MAX_LAYERS = 512  # of a part, each a module of its own: thousands would be built for minutes
+LAYERS = ("pixel_decoder_layers", "decoder_layers")
+BACKBONE_LAYERS = ("depths", "num_hidden_layers", "num_layers")  # what transformers' backbones call theirs
 WHOLE = (
     "channel_reduction hidden_dim num_attention_heads pixel_decoder_layers pixel_decoder_points "
     "pixel_decoder_feedforward_dim fusion_heads audio_hidden_dim num_queries decoder_layers decoder_feedforward_dim "
@@ -200,6 +203,12 @@ class ComboConfig(PretrainedConfig):
 
     Raises:
         ValueError: a value that no network can be built from.
+
+    Example:
+        >>> from combo_hf import ComboConfig
+        >>> config = ComboConfig.from_preset("pvtv2-b5-avss", num_queries=200)
+        >>> config.num_labels, config.num_frames, config.backbone_config.model_type
+        (71, 10, 'pvt_v2')
     """
 
     model_type = "combo"
@@ -304,7 +313,8 @@ class ComboConfig(PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in the base class, likewise."""
+        """As in the base class, likewise; so is the configuration of another kind of model."""
+        check_kind("config.json: model_type", cls.model_type, config_dict.get("model_type"))
         with reading("config.json"):
             return super().from_dict(config_dict, **kwargs)
 
@@ -336,9 +346,9 @@ class ComboConfig(PretrainedConfig):
 
     def _check_values(self) -> None:
         for name in WHOLE:
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= MAX_SIZE:
-                raise ValueError(f"{name} is {value!r}; wanted a whole number from 1 to {MAX_SIZE}.")
+            value, most = getattr(self, name), MAX_LAYERS if name in LAYERS else MAX_SIZE
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{name} is {value!r}; wanted a whole number from 1 to {most}.")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
@@ -400,6 +410,11 @@ def _build_backbone_config(values: dict | str) -> PretrainedConfig:
         return EfficientNetLiteConfig.from_dict(values)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
+    for name in BACKBONE_LAYERS:  # before transformers makes a list of them
+        value = values.get(name)
+        counts = value if isinstance(value, (list, tuple)) else [value]
+        if sum(count for count in counts if isinstance(count, int)) > MAX_LAYERS:
+            raise ValueError(f"backbone_config: {name} is {value!r}; wanted at most {MAX_LAYERS} layers in all.")
     if model_type != "timm_backbone":
         values.setdefault("out_features", STAGES)
     return CONFIG_MAPPING[model_type].from_dict(values)

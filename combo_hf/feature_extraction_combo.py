@@ -21,6 +21,8 @@ import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.audio_utils import mel_filter_bank
 
+from .remote_code_combo import check_kind
+
 
 SAMPLING_RATE = 16000  # Hz
 WINDOW_LENGTH = SAMPLING_RATE * 25 // 1000  # samples
@@ -68,6 +70,13 @@ class ComboFeatureExtractor(SequenceFeatureExtractor):
 
     Raises:
         ValueError: `feature_size` or `sampling_rate` is not VGGish's, or `padding_value` is no sample value.
+
+    Example:
+        >>> import numpy as np
+        >>> from combo_hf import ComboFeatureExtractor
+        >>> examples = ComboFeatureExtractor()(np.zeros(5 * 44100), sampling_rate=44100)["input_features"]
+        >>> examples.shape, f"{examples.max():.4f}"  # silence is log(0.01)
+        (torch.Size([5, 1, 96, 64]), '-4.6052')
     """
 
     model_input_names = ["input_features"]
@@ -87,6 +96,13 @@ class ComboFeatureExtractor(SequenceFeatureExtractor):
         if type(padding_value) not in (int, float) or not abs(padding_value) <= MAX_FLOAT_PEAK:
             raise ValueError(f"padding_value: wanted a sample value, 0 for silence, got {padding_value!r}.")
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+
+    @classmethod
+    def from_dict(cls, feature_extractor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class; settings of another class are a `ValueError`."""
+        found = feature_extractor_dict.get("feature_extractor_type")
+        check_kind("processor: feature_extractor_type", cls.__name__, found)
+        return super().from_dict(feature_extractor_dict, **kwargs)
 
     def __call__(
         self,

@@ -21,6 +21,7 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 
 from .label_maps_combo import Size, check_outputs, segment
+from .remote_code_combo import check_kind
 
 
 IGNORE_INDEX = 255
@@ -60,6 +61,15 @@ class ComboImageProcessor(PilBackend):
 
     Raises:
         ValueError: `size` without height and width.
+
+    Example:
+        >>> import numpy as np
+        >>> from combo_hf import ComboImageProcessor
+        >>> frame, labels = np.zeros((240, 320, 3), np.uint8), np.zeros((240, 320), np.uint8)
+        >>> labels[:120] = 1
+        >>> batch = ComboImageProcessor(size=96).preprocess([frame], segmentation_maps=[labels])
+        >>> batch["pixel_values"].shape, batch["mask_labels"][0].shape, batch["class_labels"]
+        (torch.Size([1, 3, 96, 96]), torch.Size([2, 96, 96]), [tensor([0, 1])])
     """
 
     valid_kwargs = ComboImagesKwargs  # type: ignore[assignment]  # a plain dict type: only what is saved
@@ -82,6 +92,12 @@ class ComboImageProcessor(PilBackend):
             _check_channels(name, getattr(self, name), least)
         if self.num_labels is not None and self.num_labels not in range(2, IGNORE_INDEX + 1):
             raise ValueError(f"num_labels: wanted 2 to 255 with the background, got {self.num_labels!r}.")
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in the base class; settings of another class are a `ValueError`."""
+        check_kind("processor: image_processor_type", cls.__name__, image_processor_dict.get("image_processor_type"))
+        return super().from_dict(image_processor_dict, **kwargs)
 
     @property
     def input_size(self) -> Size:

@@ -52,6 +52,14 @@ def paint_maskige(masks: Any, size: tuple[int, int] = (224, 224)) -> np.ndarray:
 
     Raises:
         ValueError: wrong rank, no pixels, values other than 0 and 1, or an impossible size.
+
+    Example:
+        >>> import numpy as np
+        >>> from combo_hf import paint_maskige
+        >>> masks = np.ones((2, 4, 4), bool)
+        >>> masks[1, 2:] = False  # the smaller one is on top
+        >>> paint_maskige(masks, size=(4, 4))[:, 0].tolist()
+        [[180, 120, 120], [180, 120, 120], [6, 230, 230], [6, 230, 230]]
     """
     sides = list(size) if isinstance(size, (tuple, list)) else []
     if len(sides) != 2 or not all(isinstance(side, (int, np.integer)) and 1 <= side <= MAX_SIDE for side in sides):

@@ -16,7 +16,7 @@ Nothing in evaluation mode depends on the other clips of a batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ from .loss_combo import ComboLoss
 from .modeling_combo_decoder import ComboDecoder, spread_audio
 from .modeling_combo_encoders import ComboSiamEncoder, ComboVGGish
 from .modeling_combo_fusion import ComboAudioProjection, ComboBilateralFusion
-from .modeling_combo_inputs import check_inputs, check_labels, frames_per_clip
+from .modeling_combo_inputs import check_inputs, check_labels, frames_per_clip, misfits
 from .modeling_combo_pixel_decoder import ComboPixelDecoder
 from .remote_code_combo import ENTRIES, announced_code, push_arguments, write_code
 
@@ -76,7 +76,43 @@ class ComboPreTrainedModel(PreTrainedModel):
     input_modalities = ["video", "audio"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ComboPixelDecoderLayer", "ComboDecoderLayer"]
+    # The parts of Figure 2, each on one device: between them the hooks of accelerate move what they hand on.
+    _no_split_modules = [
+        "ComboSiamEncoder",
+        "ComboVGGish",
+        "ComboPixelDecoder",
+        "ComboBilateralFusion",
+        "ComboAudioProjection",
+        "ComboDecoder",
+    ]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in the base class, but weights that do not fit are refused: drawn at random, they would give results.
+
+        Args:
+            pretrained_model_name_or_path, *args, **kwargs: as in `PreTrainedModel.from_pretrained`.
+            ignore_mismatched_sizes (`bool`, *optional*, defaults to `False`): make anew what is missing or of another
+                shape, a class head say, and leave out what has no place; transformers logs what that is, and
+                `output_loading_info=True` returns it.
+
+        Raises:
+            ValueError: weights are missing, have no place, or are of another shape; names how many and the first few.
+        """
+        wants_info, allowed = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        model, info = loaded
+        wrong = misfits(info)
+        if wrong and not allowed:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: the weights do not fit the configuration: {wrong}. To have such "
+                "weights made anew, for a new class head say, pass ignore_mismatched_sizes=True."
+            )
+        return (model, info) if wants_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -116,6 +152,10 @@ class ComboModel(ComboPreTrainedModel):
         self.audio_projection = ComboAudioProjection(config)
         self.decoder = ComboDecoder(config)
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer that takes the pixels, as in other models of pictures."""
+        return next(module for module in self.encoder.backbone.modules() if isinstance(module, nn.Conv2d))
 
     @can_return_tuple
     def forward(
@@ -157,7 +197,21 @@ class ComboModel(ComboPreTrainedModel):
 
 
 class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
-    """COMBO with its training loss."""
+    """COMBO with its training loss.
+
+    Args:
+        config ([`ComboConfig`]): the weights are random; [`from_pretrained`] loads those of a checkpoint.
+
+    Example:
+        >>> import torch
+        >>> from combo_hf import ComboConfig, ComboForAudioVisualSegmentation
+        >>> model = ComboForAudioVisualSegmentation(ComboConfig.from_preset("tiny")).eval()
+        >>> frames, maskiges = torch.rand(2, 5, 3, 96, 96)  # of one clip of five seconds
+        >>> with torch.no_grad():
+        ...     output = model(frames, maskiges, torch.zeros(5, 1, 96, 64), num_frames=[5])
+        >>> output.class_queries_logits.shape, output.masks_queries_logits.shape
+        (torch.Size([5, 20, 3]), torch.Size([5, 20, 24, 24]))
+    """
 
     def __init__(self, config: ComboConfig) -> None:
         super().__init__(config)
@@ -226,6 +280,7 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         label_frames: torch.Tensor | None = None,
         output_auxiliary_logits: bool = False,
         loss_divisors: Mapping[str, float | torch.Tensor] | None = None,
+        video_ids: Sequence[str] | None = None,
     ) -> ComboForAudioVisualSegmentationOutput:
         """Segment packed clips and, with labels, compute the loss. Inputs of [`ComboModel`], and:
 
@@ -234,6 +289,7 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
             class_labels: one `(C_i,)` class index vector per annotated frame.
             label_frames: `(F,)` bool, marks the annotated frames; `None`: all frames.
             loss_divisors: by kind of term, to share one loss between batches or processes; see [`ComboLoss`].
+            video_ids: names of the clips, as [`ComboCollator`] gives them; not used.
 
         Raises:
             ValueError: inputs or labels that do not fit together.

@@ -156,8 +156,9 @@ class ComboDecoder(nn.Module):
         order; only the last one unless `all_layers`."""
         keys, values = self._memory(scales)
         resized = self._resized_mask_features(mask_features, scales) if not all_layers else None
-        queries = self.query_features.weight + query_audio  # (F, Q, d)
-        query_pos = self.query_positions.weight.expand_as(queries)
+        every = torch.arange(query_audio.shape[1], device=query_audio.device)  # embeddings are called: see is_plain
+        queries = self.query_features(every) + query_audio  # (F, Q, d)
+        query_pos = self.query_positions(every).expand_as(queries)
         predictions = []
         for index, layer in enumerate(self.layers):
             level = index % 3
@@ -175,10 +176,11 @@ class ComboDecoder(nn.Module):
 
     def _memory(self, scales: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         keys, values = [], []
-        for level, maps in enumerate(scales):
+        levels = self.level_embed(torch.arange(3, device=scales[0].device))  # (3, d)
+        for level, maps in zip(levels, scales, strict=True):
             _, dim, height, width = maps.shape
             position = sine_position_embedding(height, width, dim, maps).flatten(2).transpose(1, 2)  # (1, S, d)
-            values.append(maps.flatten(2).transpose(1, 2) + self.level_embed.weight[level])  # (F, S, d)
+            values.append(maps.flatten(2).transpose(1, 2) + level)  # (F, S, d)
             keys.append(values[-1] + position)
         return keys, values
 

@@ -20,6 +20,20 @@ from transformers.modeling_outputs import BackboneOutput
 from .configuration_combo import ComboConfig, EfficientNetLiteConfig
 
 
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is just what its class says, so that its weights may be read in place of calling it.
+
+    Not so for adapters, quantised or parametrised layers, weights that are elsewhere until the module is called, and
+    modules with hooks.
+    """
+    if torch.compiler.is_compiling():
+        return type(module) is kind
+    if type(module) is not kind or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    tensors = [*module.parameters(), *module.buffers()]
+    return all(type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta for tensor in tensors)
+
+
 class ComboChannelWeights(nn.Module):
     """a = sigmoid(W2 relu(W1 GAP(x))): one weight per channel and frame, from the Maskige features alone."""
 
@@ -143,8 +157,8 @@ class ComboFoldedConvolution(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         convolution, norm = self.convolution, self.normalization
         mean, variance = norm.running_mean, norm.running_var
-        folded = not norm.training and type(convolution) is nn.Conv2d and convolution.bias is None  # no adapter, say
-        if not folded or mean is None or variance is None:
+        plain = is_plain(convolution, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d)
+        if not plain or norm.training or convolution.bias is not None or mean is None or variance is None:
             hidden_states = norm(convolution(hidden_states))
         else:
             kind = convolution.weight.dtype  # rounded once, at the end

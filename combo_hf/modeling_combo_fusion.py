@@ -4,7 +4,8 @@ Each frame has one audio token, so both directions of the attention share one so
 visual side receives the audio value spread by that map, the audio side the visual values pooled by it. Facts of the
 release kept here: residuals start from the *normalised* inputs, positions enter queries and keys only, no
 feed-forward, gates start at 1e-4. Departure (equal up to rounding): with a single audio token every projection of
-pixels can be moved to the other side of its product, so that no (pixels x d x d) product is left.
+pixels can be moved to the other side of its product, so that no (pixels x d x d) product is left. That reads weights;
+where a projection is more than its weights (an adapter, say), all are called one after the other.
 
 Axes: F packed frames, N pixels (h * w), d width, D audio width, M heads.
 """
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_combo import ComboConfig
+from .modeling_combo_encoders import is_plain
 from .modeling_combo_pixel_decoder import sine_position_embedding
 
 
@@ -51,20 +53,32 @@ class ComboBilateralAttention(nn.Module):
         """Args: visual (F, N, d), audio (F, D), visual_pos (1, N, d), audio_pos (1, D).
         Returns: visual (F, N, d), audio (F, D), attention (F, N, M)."""
         visual, audio = self.visual_norm(visual), self.audio_norm(audio)
-        frames, _, dim = visual.shape
+        projections = (self.q_proj, self.visual_value_proj, self.visual_out_proj)
+        if all(is_plain(projection, nn.Linear) for projection in projections):
+            return self._folded(visual, audio, visual_pos, audio_pos)
+        query = self.q_proj(visual + visual_pos).unflatten(2, (self.heads, -1))  # (F, N, M, d / M)
+        key = self._key(audio, audio_pos)
+        to_visual, to_audio, attention = self._attend(torch.einsum("fnmk,fmk->fnm", query, key))
+        audio_value = self.audio_value_proj(audio).unflatten(1, (self.heads, -1))  # (F, M, d / M)
+        visual_delta = self.visual_out_proj(torch.einsum("fnm,fmk->fnmk", to_visual, audio_value).flatten(2))
+        visual_value = self.visual_value_proj(visual).unflatten(2, (self.heads, -1))
+        audio_delta = self.audio_out_proj(torch.einsum("fnm,fnmk->fmk", to_audio, visual_value).flatten(1))
+        return visual + self.visual_gate * visual_delta, audio + self.audio_gate * audio_delta, attention
+
+    def _folded(
+        self, visual: torch.Tensor, audio: torch.Tensor, visual_pos: torch.Tensor, audio_pos: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The same of normalised inputs, with the projections of pixels moved to the other side of their products."""
+        dim = visual.shape[2]
         head_dim = dim // self.heads
-        key = self.k_proj(audio + audio_pos).view(frames, self.heads, head_dim) * head_dim**-0.5
+        key = self._key(audio, audio_pos)
         # per head: (v + pos) Wq^T k = (v + pos) . (Wq^T k)
         folded = torch.einsum("fmk,mkd->fdm", key, self.q_proj.weight.view(self.heads, head_dim, dim))
         shift = (key * self.q_proj.bias.view(self.heads, head_dim)).sum(-1)  # (F, M)
         places = torch.einsum("nd,fdm->fnm", visual_pos[0], folded)  # summed here, where a map has M channels, not d
-        logits = visual @ folded + places + shift[:, None]  # (F, N, M)
-        logits = logits - logits.amax(dim=1, keepdim=True)
-        attention = logits.clamp(min=-MAX_LOGIT, max=MAX_LOGIT).softmax(dim=1)  # over pixels
-        to_visual = nnf.dropout(attention, self.dropout, self.training)
-        to_audio = nnf.dropout(attention, self.dropout, self.training)
+        to_visual, to_audio, attention = self._attend(visual @ folded + places + shift[:, None])
 
-        audio_value = self.audio_value_proj(audio).view(frames, self.heads, head_dim)
+        audio_value = self.audio_value_proj(audio).view(-1, self.heads, head_dim)  # (F, M, d / M)
         out_weight = self.visual_out_proj.weight.view(dim, self.heads, head_dim)
         per_head = torch.einsum("fmk,dmk->fmd", audio_value, out_weight)  # (F, M, d)
         visual_delta = to_visual @ (per_head * self.visual_gate)  # (F, N, d)
@@ -76,6 +90,18 @@ class ComboBilateralAttention(nn.Module):
         audio_delta = self.audio_out_proj(pooled.flatten(1))  # (F, D)
         shifted = visual + self.visual_gate * self.visual_out_proj.bias
         return shifted.add_(visual_delta), audio + self.audio_gate * audio_delta, attention
+
+    def _key(self, audio: torch.Tensor, audio_pos: torch.Tensor) -> torch.Tensor:
+        """Scaled keys of the sound: (F, M, d / M)."""
+        key = self.k_proj(audio + audio_pos).unflatten(1, (self.heads, -1))
+        return key * key.shape[2] ** -0.5
+
+    def _attend(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits (F, N, M) -> softmax over pixels, with dropout for either direction, and without."""
+        logits = logits - logits.amax(dim=1, keepdim=True)
+        attention = logits.clamp(min=-MAX_LOGIT, max=MAX_LOGIT).softmax(dim=1)
+        to_visual = nnf.dropout(attention, self.dropout, self.training)
+        return to_visual, nnf.dropout(attention, self.dropout, self.training), attention
 
 
 class ComboBilateralFusion(nn.Module):
@@ -93,11 +119,12 @@ class ComboBilateralFusion(nn.Module):
         """Args: mask_features (F, d, h, w), audio (F, D).
         Returns: mask features (F, d, h, w), audio (F, D), attention over pixels (F, M, h, w) or None."""
         _, dim, height, width = mask_features.shape
-        visual = mask_features.flatten(2).transpose(1, 2) + self.level_embed.weight  # (F, N, d)
+        first = torch.zeros(1, dtype=torch.long, device=audio.device)  # embeddings are called: they may be elsewhere
+        visual = mask_features.flatten(2).transpose(1, 2) + self.level_embed(first)  # (F, N, d)
         attention = None
         if self.attention is not None:
             position = sine_position_embedding(height, width, dim, mask_features).flatten(2).transpose(1, 2)
-            visual, audio, attention = self.attention(visual, audio, position, self.audio_position.weight)
+            visual, audio, attention = self.attention(visual, audio, position, self.audio_position(first))
             attention = attention.transpose(1, 2).unflatten(2, (height, width))  # (F, M, h, w)
         return visual.transpose(1, 2).unflatten(2, (height, width)), audio, attention
 

@@ -1,10 +1,15 @@
-"""Checks of what goes into the network: shapes and types that do not fit together are one clear `ValueError`."""
+"""Checks of what goes into the network, tensors and weights: what does not fit is told in one clear sentence."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
 from .configuration_combo import ComboConfig
+
+
+SHOWN_WEIGHTS = 3  # of each kind, in an error
 
 
 def frames_per_clip(num_frames: torch.Tensor | list[int] | None, total: int) -> list[int]:
@@ -96,3 +101,21 @@ def check_labels(
         if len(classes) and not (0 <= int(classes.min()) and int(classes.max()) < config.num_labels):
             raise ValueError(f"annotated frame {index}: classes must be in 0..{config.num_labels - 1}, got {classes}.")
     return mask_labels, class_labels, label_frames
+
+
+def misfits(loading_info: dict[str, Any]) -> str:
+    """What a report of `from_pretrained` says of weights that do not fit: how many, and the first few; or `""`."""
+    shapes = [f"{name} {tuple(found)} in place of {tuple(wanted)}" for name, found, wanted in
+              loading_info["mismatched_keys"]]  # fmt: skip
+    kinds = {
+        "missing": loading_info["missing_keys"],
+        "without a place": loading_info["unexpected_keys"],
+        "of another shape": shapes,
+        "unreadable": loading_info.get("error_msgs", ()),
+    }
+    parts = []
+    for kind, names in kinds.items():
+        first = sorted(str(name) for name in names)[:SHOWN_WEIGHTS]
+        more = ", ..." if len(names) > len(first) else ""
+        parts += [f"{len(names)} {kind} ({', '.join(first)}{more})"] if names else []
+    return "; ".join(parts)

@@ -31,6 +31,8 @@ from .proposals_combo import get_proposal_generator
 from .remote_code_combo import push_arguments
 
 
+TASK = "audio-visual-segmentation"
+HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
 OPTIONS = ("fps", "classes", "min_area", "return_maps", "progress")
 
 
@@ -72,6 +74,31 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             self.processor = copy.copy(self.processor)  # the caller's own keeps its generator
             generator = get_proposal_generator(proposal_generator) if self.model.config.use_maskige else None
             self.processor.proposal_generator = generator
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, **kwargs: Any) -> AudioVisualSegmentationPipeline:
+        """The pipeline of a checkpoint, built from the classes beside this one: no file of the checkpoint is run.
+
+        Args:
+            name: folder or Hub id.
+            **kwargs: of the model, as in `transformers.pipeline`: `dtype` (default: that of the weights),
+                `device_map`, `model_kwargs`; `processor`, if not the checkpoint's; `revision`, `token`, ...; and those
+                of the pipeline: `device`, `batch_size`, `proposal_generator`, `fps`, ...
+
+        Raises:
+            ValueError: the files are damaged or of another kind, or the weights do not fit.
+            OSError: no checkpoint, or not reachable.
+        """
+        if kwargs.pop("trust_remote_code", False):
+            raise ValueError(
+                "trust_remote_code: no code of a checkpoint is run here, leave it out; transformers.pipeline runs it."
+            )
+        hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
+        weights = {option: kwargs.pop(option) for option in ("dtype", "device_map") if option in kwargs}
+        weights = {"dtype": "auto", **weights, **kwargs.pop("model_kwargs", {})}
+        processor = kwargs.pop("processor", None) or ComboProcessor.from_pretrained(name, **hub)
+        model = ComboForAudioVisualSegmentation.from_pretrained(name, **hub, **weights)
+        return cls(model=model, processor=processor, task=TASK, **kwargs)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """Segment one input, a list of inputs, or a generator of inputs (lazily).

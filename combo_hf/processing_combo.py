@@ -21,7 +21,7 @@ from .feature_extraction_combo import ComboFeatureExtractor
 from .image_processing_combo import ComboImageProcessor, to_batch, to_rgb
 from .maskige_combo import check_masks, paint_maskige
 from .proposals_combo import ProposalGenerator, get_proposal_generator, is_harmless
-from .remote_code_combo import PROCESSOR_ENTRIES, announced_code, push_arguments, reading, write_code
+from .remote_code_combo import PROCESSOR_ENTRIES, announced_code, check_kind, push_arguments, reading, write_code
 
 
 class ComboProcessor(ProcessorMixin):
@@ -38,6 +38,14 @@ class ComboProcessor(ProcessorMixin):
 
     Raises:
         ValueError: `num_frames` below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from combo_hf import ComboProcessor
+        >>> frames, sound = np.zeros((5, 240, 320, 3), np.uint8), np.zeros(5 * 44100)
+        >>> batch = ComboProcessor()(frames, sound, sampling_rate=44100)
+        >>> batch["pixel_values"].shape, batch["maskige_values"].shape, batch["input_features"].shape
+        (torch.Size([5, 3, 224, 224]), torch.Size([5, 3, 224, 224]), torch.Size([5, 1, 96, 64]))
     """
 
     image_processor: ComboImageProcessor
@@ -89,6 +97,18 @@ class ComboProcessor(ProcessorMixin):
         """As in the base class; a damaged file is a `ValueError`, whatever is wrong with it."""
         with reading(f"{pretrained_model_name_or_path}: processor_config.json"):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        """Both parts by their own classes, whatever the files name: an Auto class would run a stranger's code."""
+        found = (processor_dict or {}).get("processor_class")
+        check_kind("processor_config.json: processor_class", cls.__name__, found)
+        return [
+            ComboImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            ComboFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+        ]
 
     @classmethod
     def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -148,3 +148,9 @@ def reading(file: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ValueError(f"{file} is damaged, or of another kind ({type(error).__name__}: {error}).") from error
+
+
+def check_kind(file: str, wanted: str, found: object) -> None:
+    """Raise `ValueError` where a settings file names another class or kind of model than the one that reads it."""
+    if found not in (None, wanted):
+        raise ValueError(f"{file}: wanted {wanted}, got {found!r}.")

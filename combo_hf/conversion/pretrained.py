@@ -119,7 +119,7 @@ def load_encoders(model: Any, source: str | Path) -> ConversionReport:
 def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Tensor]:
     """Weights of a transformers checkpoint of the same kind (usually an image classifier), under our names."""
     wanted = backbone.config
-    _check_meaning(AutoConfig.from_pretrained(source), wanted, source)
+    _check_meaning(AutoConfig.from_pretrained(source, trust_remote_code=False), wanted, source)
     # not AutoBackbone.from_pretrained: it takes a folder for the name of a repository
     pretrained, loading = type(backbone).from_pretrained(
         source, out_features=list(wanted.out_features), dtype=torch.float32, output_loading_info=True

@@ -49,3 +49,20 @@ def test_example_gives_what_it_shows(example, tmp_path, monkeypatch):
 def test_none_is_skipped():
     assert len(EXAMPLES) >= 5
     assert [example.name for example in EXAMPLES if "+SKIP" in example.docstring] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ComboConfig",
+        "ComboForAudioVisualSegmentation",
+        "ComboProcessor",
+        "ComboImageProcessor",
+        "ComboFeatureExtractor",
+        "AudioVisualSegmentationPipeline",
+        "load_pipeline",
+        "paint_maskige",
+    ],
+)
+def test_the_most_used_names_have_an_example(name):
+    assert ">>> " in getattr(combo_hf, name).__doc__

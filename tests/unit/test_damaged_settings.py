@@ -50,7 +50,7 @@ def test_config(tiny_folder: str, tmp_path: Path, change: dict[str, Any], messag
         (IMAGES, {"image_std": [1, 1, float("nan")]}, "image_std: wanted three"),
         (IMAGES, {"image_std": 7}, "image_std: wanted three"),
         (IMAGES, {"num_labels": "x"}, "num_labels: wanted 2 to 255"),
-        (IMAGES, {"image_processor_type": 3}, "processor_config.json is damaged"),
+        (IMAGES, {"image_processor_type": 3}, "image_processor_type: wanted ComboImageProcessor, got 3"),
         (SOUND, {"sampling_rate": 44100}, "VGGish wants"),
         (SOUND, {"padding_value": "x"}, "padding_value: wanted"),
         (SOUND, {"padding_value": float("nan")}, "padding_value: wanted"),

@@ -307,6 +307,13 @@ def test_wrong_inputs_are_refused(change, message):
         ({"backbone_config": {"model_type": "nosuch"}}, "model_type"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; wanted a whole number"),
         ({"num_queries": 10**12}, "from 1 to 1000000"),
+        ({"decoder_layers": 999999}, "decoder_layers is 999999; wanted a whole number from 1 to 512"),
+        ({"pixel_decoder_layers": 1000000}, "pixel_decoder_layers is 1000000"),
+        ({"backbone_config": {"model_type": "resnet", "depths": [1, 1, 1, 10**9]}}, "depths is .* at most 512 layers"),
+        (
+            {"backbone_config": {"model_type": "swin", "num_hidden_layers": 10**12}},
+            "num_hidden_layers is 1000000000000",
+        ),
         ({"hidden_dim": 64.0}, "hidden_dim is 64.0"),
         ({"num_frames": True}, "num_frames is True"),
         ({"mask_weight": float("nan")}, "mask_weight is nan; wanted a number"),

@@ -1,5 +1,7 @@
 """The pipeline on arrays in memory: windows, batches, rates, segments, errors. Films are in tests/integration."""
 
+import io
+import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ import transformers
 from PIL import Image
 
 import combo_hf
+from combo_hf.pipeline_combo_inputs import iter_windows
 
 
 RATE = 16000
@@ -216,6 +219,36 @@ def test_clip_objects(tiny_pipe):
     np.testing.assert_allclose(scores(result), scores(tiny_pipe(source, fps=2, return_maps=True)), atol=1e-6)
 
 
+def test_sound_as_datasets_give_it(tiny_pipe):
+    source = make_input(2)
+    nested = {"frames": source["frames"], "audio": {"array": source["audio"], "sampling_rate": RATE, "path": None}}
+    np.testing.assert_array_equal(
+        scores(tiny_pipe(nested, return_maps=True)), scores(tiny_pipe(source, return_maps=True))
+    )
+
+
+def test_open_files_are_read_as_bytes():
+    film = combo_hf.ASSETS / "demo_clip.mp4"
+    with open(film, "rb") as file:
+        opened = list(iter_windows(file, 5, 1, count=False))
+    for window, wanted in zip(opened, iter_windows(film, 5, 1, count=False), strict=True):
+        np.testing.assert_array_equal(window.waveform, wanted.waveform)
+        assert window.frames == wanted.frames
+
+
+@pytest.mark.slow
+def test_a_spawned_worker_prepares_the_windows(tiny_pipe):
+    source, before = make_input(2), multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        (result,) = tiny_pipe([source], num_workers=1, return_maps=True, progress=lambda done, total: None)
+        with pytest.raises(ValueError, match="a generator cannot be handed to a worker"):
+            list(tiny_pipe((source for _ in range(1)), num_workers=1))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    np.testing.assert_array_equal(scores(result), scores(tiny_pipe(source, return_maps=True)))
+
+
 def test_the_random_state_of_the_caller_stays(tiny_pipe):
     state = torch.get_rng_state()
     tiny_pipe(make_input(1), batch_size=2)
@@ -233,6 +266,10 @@ def test_the_random_state_of_the_caller_stays(tiny_pipe):
         ({}, ValueError, "pass a path"),
         ({"audio": np.zeros(5)}, ValueError, "pass a path"),
         ({"frames": [], "audio": None}, ValueError, "empty"),
+        (io.BytesIO(b"no\nmedia"), ValueError, "."),
+        (io.StringIO("text"), TypeError, "opened as text"),
+        ({"frames": [red_half()], "audio": {"bytes": b"RIFF", "path": None}}, ValueError, "wanted an array or"),
+        ({"video_id": "a", "frames": [red_half()], "masks": [], "audio": None}, ValueError, "got a dict with"),
         ({"frames": [red_half()], "video": 1}, ValueError, "video"),
         ({"frames": [red_half()], "audio": np.zeros(9)}, ValueError, "sampling_rate"),
         ({"frames": [red_half()], "audio": np.zeros(0), "sampling_rate": RATE}, ValueError, "no samples"),

@@ -1,0 +1,158 @@
+"""Checkpoints that do not fit or come from a stranger: nothing is drawn at random, no file of theirs is run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import combo_hf
+from combo_hf import cli
+
+
+WEIGHTS = "model.safetensors"
+Change = Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+
+@pytest.fixture
+def checkpoint(tiny_folder: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "checkpoint"))
+
+
+def rewrite(folder: Path, change: Change) -> None:
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def change_json(folder: Path, file: str, change: dict[str, Any]) -> None:
+    values = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps({**values, **change}))
+
+
+def without(part: str) -> Change:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+MISFITS: list[tuple[Change, str]] = [
+    (lambda tensors: {}, "missing"),
+    (without("decoder"), "missing (model."),
+    (without("class_head.bias"), "1 missing (model.decoder.class_head.bias)"),
+    (lambda tensors: {**tensors, "model.extra": torch.zeros(3)}, "1 without a place (model.extra)"),
+    (lambda tensors: {**tensors, "model.decoder.class_head.bias": torch.zeros(7)}, "class_head.bias (7,) in place of"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISFITS)
+def test_weights_that_do_not_fit_are_refused(checkpoint: Path, change: Change, message: str) -> None:
+    rewrite(checkpoint, change)
+    for load in (combo_hf.load_pipeline, combo_hf.ComboForAudioVisualSegmentation.from_pretrained):
+        with pytest.raises(ValueError) as caught:
+            load(checkpoint)
+        text = str(caught.value)
+        assert message in text and "do not fit the configuration" in text and len(text) < 600 and "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["predict", str(combo_hf.ASSETS / "demo_clip.mp4"), "--model", "{}", "--output", "out"],
+        ["export", "{}", "--output", "out/model.onnx"],
+    ],
+)
+def test_commands_refuse_them_in_one_line(
+    checkpoint: Path, tmp_path: Path, monkeypatch: Any, capsys: Any, line: list[str]
+) -> None:
+    rewrite(checkpoint, without("decoder"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([part.format(checkpoint) for part in line]) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1 and "missing" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_new_class_head_is_made_where_it_is_asked_for(checkpoint: Path) -> None:
+    model, info = combo_hf.ComboForAudioVisualSegmentation.from_pretrained(
+        checkpoint, num_labels=5, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert model.model.decoder.class_head.out_features == 6
+    assert {name for name, *_ in info["mismatched_keys"]} == {
+        "model.decoder.class_head.weight",
+        "model.decoder.class_head.bias",
+    }
+    with pytest.raises(ValueError, match="2 of another shape"):
+        combo_hf.ComboForAudioVisualSegmentation.from_pretrained(checkpoint, num_labels=5)
+
+
+EVIL = "import pathlib\npathlib.Path({mark!r}).write_text('ran')\nclass P: pass\n"
+MAP = {name: "evil.P" for name in ("AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")}
+STRANGERS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "processor class": [("processor_config.json", {"processor_class": "EvilProc", "auto_map": MAP})],
+    "nested classes": [
+        (
+            "processor_config.json",
+            {
+                "auto_map": MAP,
+                "image_processor": {"image_processor_type": "EvilImages", "auto_map": MAP},
+                "feature_extractor": {"feature_extractor_type": "EvilSound", "auto_map": MAP},
+            },
+        )
+    ],
+    "preprocessor": [("preprocessor_config.json", {"image_processor_type": "EvilImages", "auto_map": MAP})],
+    "model type": [
+        ("config.json", {"model_type": "combo2", "auto_map": {"AutoConfig": "evil.P", "AutoModel": "evil.P"}})
+    ],
+    "official names": [("processor_config.json", {"auto_map": MAP}), ("config.json", {"auto_map": MAP})],
+}
+
+
+def make_stranger(folder: Path, kind: str) -> Path:
+    """Returns the file that exists once code of the folder has run."""
+    mark = folder.parent / "ran"
+    (folder / "evil.py").write_text(EVIL.format(mark=str(mark)))
+    if kind == "preprocessor":
+        (folder / "processor_config.json").unlink()
+    for file, change in STRANGERS[kind]:
+        change_json(folder, file, change)
+    return mark
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_no_file_of_a_checkpoint_is_run(checkpoint: Path, kind: str) -> None:
+    mark = make_stranger(checkpoint, kind)
+    if kind == "official names":
+        combo_hf.load_pipeline(checkpoint)
+    else:
+        with pytest.raises(ValueError, match=r"wanted (Combo|combo)\w*, got '(Evil|combo2)") as caught:
+            combo_hf.load_pipeline(checkpoint)
+        assert "\n" not in str(caught.value)
+    assert not mark.exists()
+    with pytest.raises(ValueError, match="no code of a checkpoint is run here"):
+        combo_hf.load_pipeline(checkpoint, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("kind", ["processor class", "model type"])
+def test_nothing_is_asked_on_a_terminal(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    mark = make_stranger(checkpoint, kind)
+    terminal, end = pty.openpty()
+    line = [sys.executable, "-m", "combo_hf", "predict", "none.mp4", "--model", str(checkpoint), "--output", "out"]
+    with subprocess.Popen(line, stdin=end, stdout=end, stderr=end, cwd=tmp_path) as process:
+        os.close(end)
+        os.write(terminal, b"y\n")  # to whatever may be asked
+        shown = b""
+        try:
+            while part := os.read(terminal, 4096):
+                shown += part
+        except OSError:  # the other end is closed
+            pass
+        assert process.wait() == 2
+    os.close(terminal)
+    assert b"[y/N]" not in shown and b"custom code" not in shown and not mark.exists()
