@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,22 +150,19 @@ def resolve_model(repo_or_folder: str | Path | None = None) -> str:
 
 
 def _check_torchaudio() -> None:
-    """One clear error where torch and torchaudio do not fit: deep inside transformers it would be an OSError."""
+    """One clear error where a torchaudio does not fit torch: deep inside transformers it would be an OSError."""
+    if importlib.util.find_spec("torchaudio") is None:
+        return
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
-        versions = []
-        for package in ("torch", "torchaudio"):
-            try:
-                versions.append(f"{package} {importlib.metadata.version(package)}")
-            except importlib.metadata.PackageNotFoundError:
-                versions.append(f"no {package}")
+        found = " and ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchaudio"))
         reason = str(error).partition("\n")[0]
     else:
         return
     raise ImportError(
-        f"combo_hf needs a torch and a torchaudio built for each other, found {' and '.join(versions)} ({reason}). "
-        "Install the pair: pip install --force-reinstall 'torch>=2.11,<2.15' 'torchaudio==2.11.*'"
+        f"transformers imports torchaudio where there is one, and here it does not load: {found} ({reason}). "
+        "combo_hf does not need it: pip uninstall torchaudio. Or install one that was built for this torch."
     )
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,24 +34,18 @@ MEL_RANGE = (125.0, 7500.0)  # Hz
 LOG_OFFSET = 0.01
 EXAMPLE_FRAMES = 96  # spectrum frames of one example: 0.96 s
 
-# The filter of resampy's "kaiser_best" (50 zero crossings, roll-off 0.917, beta 12.98), with which AVSBench's sounds
-# were brought to 16 kHz. torchaudio counts crossings after the roll-off: 50 * 0.917 = 46, beta in proportion.
-RESAMPLING = {
-    "lowpass_filter_width": 46,
-    "rolloff": 0.9173,
-    "resampling_method": "sinc_interp_kaiser",
-    "beta": 13.03,
-}
+# The filter of resampy's "kaiser_best" (50 zero crossings at a roll-off of 0.917), with which AVSBench's sounds were
+# brought to 16 kHz; crossings are counted after the roll-off, 50 * 0.917 = 46, and beta is in proportion.
+ZERO_CROSSINGS = 46
+ROLLOFF = 0.9173
+KAISER_BETA = 13.03
+OUTPUTS_AT_ONCE = 64  # samples: a product of so many columns runs at full speed
+NUMBERS_AT_ONCE = 1 << 21  # of the windows that go into such a product: 17 MB
 RATE_STEP = 25  # Hz
 MAX_SAMPLING_RATE = 768000  # Hz
 MAX_FLOAT_PEAK = 1000.0
 MAX_EXAMPLES = 24 * 3600  # seconds of one sound
 CHUNK_EXAMPLES = 64  # bounds the memory of an hour of sound
-
-# Filters of usual rates are kept: to compute them takes longer than to use them on a clip.
-MAX_KEPT_FILTERS = 300_000  # phases times step: about 4 MB
-MAX_KEPT_RATES = 8
-_KEPT_RESAMPLERS: dict[int, torch.nn.Module] = {}
 
 PCM_SCALE = {"int16": (0.0, 2.0**15), "int32": (0.0, 2.0**31), "uint8": (128.0, 2.0**7)}
 
@@ -130,7 +125,6 @@ class ComboFeatureExtractor(SequenceFeatureExtractor):
             ValueError: rate missing or impossible; a waveform is empty, not finite, of wrong rank, or looks unscaled;
                 `num_frames` does not fit the waveforms.
             TypeError: a waveform is not numeric.
-            ImportError: another rate than 16 kHz and no torchaudio.
         """
         rate = _check_rate(sampling_rate)
         waveforms = list(raw_speech) if _is_batch(raw_speech) else [raw_speech]
@@ -139,7 +133,7 @@ class ComboFeatureExtractor(SequenceFeatureExtractor):
         counts = _example_counts(num_frames, len(waveforms))
         features = []
         for index, (waveform, count) in enumerate(zip(waveforms, counts, strict=True)):
-            mono = _resample(to_mono(waveform, name=f"audio[{index}]"), rate)
+            mono = resample(to_mono(waveform, name=f"audio[{index}]"), rate)
             features.append(self.log_mel(mono, count or max(1, round(len(mono) / SAMPLING_RATE))))
         return BatchFeature({"input_features": torch.cat(features)}, tensor_type=return_tensors)
 
@@ -278,24 +272,72 @@ def _example_counts(num_frames: Any, num_waveforms: int) -> Sequence[int | None]
     return counts
 
 
-def _resample(waveform: torch.Tensor, rate: int) -> torch.Tensor:
-    """Bring (N,) to 16 kHz. A rate that is no multiple of 25 Hz is rounded to one: a filter bank of gigabytes else."""
+def resample(waveform: torch.Tensor, rate: int) -> torch.Tensor:
+    """Bring a sound to 16 kHz by a Kaiser-windowed sinc.
+
+    A rate that is no multiple of 25 Hz is rounded to one: it would take filters of gigabytes else.
+
+    Args:
+        waveform (`torch.Tensor` of shape `(N,)`): mono, float64.
+        rate (`int`): Hz.
+
+    Returns:
+        `torch.Tensor` (ceil(16000 * N / rate),) float64.
+    """
     if rate == SAMPLING_RATE:
         return waveform
-    try:
-        from torchaudio.transforms import Resample
-    except (ImportError, OSError, RuntimeError) as error:  # a torchaudio built for another torch raises the latter two
-        raise ImportError(
-            f"Sound of {rate} Hz has to be resampled to {SAMPLING_RATE} Hz, which needs a torchaudio that fits torch "
-            f"{torch.__version__}: pip install 'torch>=2.11,<2.15' 'torchaudio==2.11.*'. Or pass sound of 16 kHz."
-        ) from error
-    rate = RATE_STEP * round(rate / RATE_STEP)
+    filters = _resampling_filters(RATE_STEP * round(rate / RATE_STEP))
+    wanted = -(-len(waveform) * filters.rate_out // filters.rate_in)
+    blocks = -(-wanted // filters.step_out)
+    reach = max(first + len(taps) for first, taps in filters.groups)
+    padded = torch.nn.functional.pad(waveform, (filters.width, blocks * filters.step_in + reach))
+    output = waveform.new_empty(blocks, filters.step_out)
+    column = 0
+    for first, taps in filters.groups:
+        length, count = taps.shape
+        windows = padded[first:].unfold(0, length, filters.step_in)[:blocks]  # (blocks, length), a view
+        some = max(1, NUMBERS_AT_ONCE // length)
+        for start in range(0, blocks, some):
+            part = slice(start, start + some)
+            output[part, column : column + count] = windows[part] @ taps
+        column += count
+    return output.flatten()[:wanted]
 
-    def build(rate: int) -> torch.nn.Module:
-        return Resample(rate, SAMPLING_RATE, dtype=torch.float64, **RESAMPLING)
 
-    small = rate * SAMPLING_RATE // math.gcd(rate, SAMPLING_RATE) ** 2 <= MAX_KEPT_FILTERS
-    resampler = _KEPT_RESAMPLERS.get(rate) or build(rate)
-    if small and len(_KEPT_RESAMPLERS) < MAX_KEPT_RATES:
-        _KEPT_RESAMPLERS[rate] = resampler
-    return resampler(waveform)
+class _ResamplingFilters(NamedTuple):
+    """How blocks of `step_in` samples become blocks of `step_out`.
+
+    Attributes:
+        rate_in, rate_out: of the sound and of the result, without their common divisor.
+        step_in, step_out: a multiple of them.
+        width: input samples on either side that have a part in an output sample.
+        groups: for some output samples of a block at a time, where in the block (preceded by `width` samples) their
+            input begins, and its weights (input samples, output samples).
+    """
+
+    rate_in: int
+    rate_out: int
+    step_in: int
+    step_out: int
+    width: int
+    groups: list[tuple[int, torch.Tensor]]
+
+
+@lru_cache(maxsize=8)  # to compute them takes longer than to use them on a clip
+def _resampling_filters(rate: int) -> _ResamplingFilters:
+    common = math.gcd(rate, SAMPLING_RATE)
+    rate_in, rate_out = rate // common, SAMPLING_RATE // common
+    repeats = -(-OUTPUTS_AT_ONCE // rate_out)
+    cutoff = min(rate_in, rate_out) * ROLLOFF / rate_in  # of the input's own limit
+    width = math.ceil(ZERO_CROSSINGS / cutoff)
+    groups = []
+    for start in range(0, rate_out * repeats, OUTPUTS_AT_ONCE):
+        output = torch.arange(start, min(start + OUTPUTS_AT_ONCE, rate_out * repeats), dtype=torch.float64)
+        place = output * rate_in / rate_out  # of the output samples among those of the input
+        first = int(place[0])
+        taps = torch.arange(first - width, int(place[-1]) + width + 2, dtype=torch.float64)
+        time = ((taps[:, None] - place) * cutoff).clamp_(-ZERO_CROSSINGS, ZERO_CROSSINGS)  # in zero crossings
+        inside = (1 - (time / ZERO_CROSSINGS) ** 2).clamp_(min=0)
+        window = torch.special.i0(KAISER_BETA * inside.sqrt()) / torch.special.i0(torch.tensor(KAISER_BETA).double())
+        groups.append((first, torch.sinc(time) * window * cutoff))
+    return _ResamplingFilters(rate_in, rate_out, rate_in * repeats, rate_out * repeats, width, groups)

@@ -17,7 +17,7 @@ from combo_hf.files.progress import Progress
 BUNDLED_NOTE = (
     "Note: the bundled weights know only the synthetic scenes of this package; for real footage name a model: --model"
 )
-PACKAGES = "combo-hf torch torchaudio transformers huggingface-hub numpy pillow av scikit-image".split()
+PACKAGES = "combo-hf torch transformers huggingface-hub numpy pillow av scikit-image".split()
 
 
 def demo(arguments: argparse.Namespace) -> None:

@@ -268,7 +268,7 @@ def _usage(repo_id: str) -> str:
         'for frame in result["frames"]:\n'
         '    print(frame["timestamp"], [segment["label"] for segment in frame["segments"]])\n'
         "```\n"
-        "Without it, the code beside the weights is run; it needs `transformers`, `torch`, `torchaudio`, `av` and "
+        "Without it, the code beside the weights is run; it needs `transformers`, `torch`, `av` and "
         "`scikit-image`:\n"
         "```python\n"
         "from transformers import pipeline\n\n"

@@ -12,6 +12,7 @@ from combo_hf import ComboCollator
 peft = pytest.importorskip("peft", reason="pip install peft")
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of peft
 def test_adapters_of_all_linear_layers_are_trained_and_merged() -> None:
     model = peft.get_peft_model(small_model(PLAIN).train(), peft.LoraConfig(target_modules="all-linear", r=2))
     batch = ComboCollator()([clips(1)[0]])

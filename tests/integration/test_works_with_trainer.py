@@ -13,7 +13,7 @@ from combo_hf import ComboCollator
 
 def test_trainer(tmp_path: Path) -> None:
     data, model = clips(2), fix_points(small_model(PLAIN)).train()
-    wanted = sum(float(model(**ComboCollator()([data[index]])).loss) for index in range(2)) / 2
+    wanted = sum(model(**ComboCollator()([data[index]])).loss.item() for index in range(2)) / 2
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=1,

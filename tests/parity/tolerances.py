@@ -52,8 +52,8 @@ STAGES: dict[str, Tolerance] = {
         2e-3,
         0,
         "44.1 kHz sound. The release resamples with resampy, which interpolates linearly in a table of its "
-        "Kaiser-windowed sinc; torchaudio computes the same window at every phase, counts zero crossings after the "
-        "roll-off and rounds their number (46 for 50 * 0.917). Measured 7.6e-4",
+        "Kaiser-windowed sinc; here the same window is computed at every phase, zero crossings are counted after the "
+        "roll-off, and their number is rounded (46 for 50 * 0.917). Measured 7.6e-4",
     ),
     "resampled_waveform": Tolerance(1e-4, 0, "as log_mel_resampled; measured 4.5e-5 at a peak of 0.3"),
     "maskige": Tolerance(0, 0, "integers"),

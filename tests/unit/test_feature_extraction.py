@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from combo_hf.feature_extraction_combo import ComboFeatureExtractor, samples_for, to_mono
+from combo_hf import feature_extraction_combo
+from combo_hf.feature_extraction_combo import ComboFeatureExtractor, resample, samples_for, to_mono
 
 
 SILENCE = np.log(0.01)
@@ -91,7 +94,6 @@ def test_eight_bit_sound_is_centred():
 
 @pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 11127])
 def test_a_tone_stays_where_it_is(rate):
-    pytest.importorskip("torchaudio", exc_type=(ImportError, OSError))
     tone = [np.sin(2 * np.pi * 1000 * np.arange(2 * r) / r) for r in (rate, 16000)]
     extractor = ComboFeatureExtractor()
     got, wanted = (extractor(t, r, 2)["input_features"] for t, r in zip(tone, (rate, 16000), strict=True))
@@ -123,10 +125,30 @@ def test_bad_sound_is_refused(waveform, arguments, error, message):
         ComboFeatureExtractor()(waveform, **{"sampling_rate": 16000, **arguments})
 
 
-def test_no_torchaudio_names_the_cure(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torchaudio.transforms", None)
-    with pytest.raises(ImportError, match="pip install"):
-        ComboFeatureExtractor()(noise(8000), 8000)
+def test_torchaudio_is_not_needed():
+    code = (
+        "import sys, numpy; sys.modules['torchaudio'] = None;"
+        "import combo_hf; print(combo_hf.ComboFeatureExtractor()(numpy.zeros(8000), 8000)['input_features'].shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("torch.Size([1, 1, 96, 64])", "")
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 24000, 32000, 44100, 48000, 96000, 16025, 768000])
+@pytest.mark.parametrize("length", [1, 999, 20011])
+def test_resampling_is_torchaudio_s_with_the_same_filter(rate, length):
+    transforms = pytest.importorskip("torchaudio.transforms", exc_type=(ImportError, OSError, RuntimeError))
+    options = {"lowpass_filter_width": 46, "rolloff": 0.9173, "resampling_method": "sinc_interp_kaiser", "beta": 13.03}
+    sound = torch.from_numpy(noise(length)).double()
+    wanted = transforms.Resample(rate, 16000, dtype=torch.float64, **options)(sound)
+    torch.testing.assert_close(resample(sound, rate), wanted, rtol=0, atol=1e-6)  # it rounds beta to float32
+
+
+def test_resampling_in_parts_is_the_whole(monkeypatch):
+    sound = torch.from_numpy(noise(30000)).double()
+    wanted = resample(sound, 44100)
+    monkeypatch.setattr(feature_extraction_combo, "NUMBERS_AT_ONCE", 5000)
+    torch.testing.assert_close(resample(sound, 44100), wanted, rtol=0, atol=1e-14)
 
 
 def test_padding_value_is_used():
