@@ -120,7 +120,8 @@ class ComboMaskEmbedding(nn.Module):
 
     def reset_combo_parameters(self) -> None:
         for layer in self.layers:
-            layer.reset_parameters()
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
         queries = self.layers[0](queries).relu_()

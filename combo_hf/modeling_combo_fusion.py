@@ -144,8 +144,9 @@ class ComboAudioProjection(nn.Module):
         )
 
     def reset_combo_parameters(self) -> None:
-        for layer in self.layers[::2]:
-            layer.reset_parameters()
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         """(F, D) -> (F, d)."""

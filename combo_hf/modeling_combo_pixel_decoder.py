@@ -140,8 +140,9 @@ class ComboPixelDecoder(nn.Module):
 
     def reset_combo_parameters(self) -> None:
         init.normal_(self.level_embed)
-        for convolution, _ in self.input_projections:
-            init.xavier_uniform_(convolution.weight)
+        for module in self.input_projections.modules():
+            if isinstance(module, nn.Conv2d):
+                init.xavier_uniform_(module.weight)
 
     def forward(self, feature_maps: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Args: feature_maps: (F, C_l, ., .) of strides 4 to 32.
