@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
@@ -26,7 +26,6 @@ AVSS_CLASSES = (
 ).split()
 
 BINARY_CLASSES = ["background", "sounding object"]
-
 STAGES = ["stage1", "stage2", "stage3", "stage4"]  # strides 4, 8, 16, 32: res2 .. res5 of the paper
 
 
@@ -58,7 +57,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
 
 
 BACKBONES: dict[str, dict[str, Any]] = {
-    "r50": {"model_type": "resnet", "out_features": STAGES},  # transformers' default sizes are ResNet-50
+    "r50": {"model_type": "resnet"},  # transformers' default sizes are ResNet-50
     "pvtv2-b5": {
         "model_type": "pvt_v2",
         "hidden_sizes": [64, 128, 320, 512],
@@ -68,7 +67,6 @@ BACKBONES: dict[str, dict[str, Any]] = {
         "mlp_ratios": [4, 4, 4, 4],
         "layer_norm_eps": 1e-6,
         "drop_path_rate": 0.1,
-        "out_features": STAGES,
     },
     "tiny": {
         "model_type": "resnet",
@@ -76,22 +74,19 @@ BACKBONES: dict[str, dict[str, Any]] = {
         "hidden_sizes": [24, 48, 96, 128],
         "depths": [1, 1, 1, 1],
         "layer_type": "basic",
-        "out_features": STAGES,
     },
 }
 
 VGGISH = {"channels": [[64], [128], [256, 256], [512, 512]], "hidden_sizes": [4096, 4096], "embedding_size": 128}
 
-# The three subsets differ in these facts only. (window: the release counts a 10-frame clip as two halves of 5 in
-# L_ada.)
+# All in which the subsets differ for a network. (window: in L_ada the release counts a 10-frame clip as two halves.)
 SUBSETS: dict[str, dict[str, Any]] = {
     "s4": {"classes": BINARY_CLASSES, "num_frames": 5, "consistency_window": 5},
     "ms3": {"classes": BINARY_CLASSES, "num_frames": 5, "consistency_window": 5},
     "avss": {"classes": AVSS_CLASSES, "num_frames": 10, "consistency_window": 5},
 }
 
-# Small enough to train on a laptop and to ship: the same parts, fewer of each. Trained from scratch, hence no frozen
-# parts.
+# Small enough to train on a laptop and to ship: the same parts, fewer of each. From scratch, so that none is frozen.
 TINY: dict[str, Any] = {
     "backbone_config": BACKBONES["tiny"],
     "image_size": 96,
@@ -114,28 +109,23 @@ TINY: dict[str, Any] = {
 
 # For real pictures on a CPU: one encoder that knows ImageNet, for frame and Maskige.
 MINI: dict[str, Any] = {
+    **TINY,
     "backbone_config": {"model_type": "efficientnet_lite"},
     "image_size": 160,
     "share_encoders": True,
     "audio_config": {"channels": [[16], [48], [96], [128]], "hidden_sizes": [192], "embedding_size": 64},
-    "channel_reduction": 8,
+    "freeze_audio_encoder": True,
+    "freeze_batch_norm": True,
     "hidden_dim": 96,
-    "num_attention_heads": 4,
-    "pixel_decoder_layers": 2,
     "pixel_decoder_feedforward_dim": 192,
-    "fusion_heads": 4,
-    "audio_hidden_dim": 128,
     "num_queries": 8,
-    "decoder_layers": 3,
     "decoder_feedforward_dim": 192,
     "train_num_points": 2048,
     "no_object_weight": 0.4,
-    "consistency_weight": 2.0,
 }
 
 OWN_PRESETS = {"tiny": TINY, "mini": MINI}  # the others are the release's
 TIMM = "timm/"  # begins the name of a backbone of timm
-
 
 MAX_SIZE = 1_000_000  # of any width or number of parts: a file with more is damaged
 MAX_LAYERS = 512  # of a part, each a module of its own: thousands would be built for minutes
@@ -147,9 +137,7 @@ WHOLE = (
     "image_size num_frames train_num_points"
 ).split()
 RANGES = {
-    **dict.fromkeys(
-        "class_weight mask_weight dice_weight consistency_weight no_object_weight".split(), (0.0, math.inf)
-    ),
+    **{f"{name}_weight": (0.0, math.inf) for name in ("class", "mask", "dice", "consistency", "no_object")},
     "fusion_dropout": (0.0, 1.0),
     "fusion_gate_init": (-math.inf, math.inf),
     "oversample_ratio": (1.0, math.inf),
@@ -296,8 +284,7 @@ class ComboConfig(PretrainedConfig):
         self.importance_sample_ratio = importance_sample_ratio
         self.background_weight = background_weight
         if kwargs.get("id2label") is None and "num_labels" not in kwargs:
-            kwargs["id2label"] = dict(enumerate(BINARY_CLASSES))
-            kwargs["label2id"] = {name: index for index, name in enumerate(BINARY_CLASSES)}
+            kwargs |= _labels(BINARY_CLASSES)
         if not LOADED_AS_REMOTE_CODE:
             # A checkpoint says here which of its own files to run; with the package at hand none is needed, and
             # `transformers.pipeline` would ask for trust in vain.
@@ -335,14 +322,11 @@ class ComboConfig(PretrainedConfig):
         if self.consistency_window is not None and self.consistency_window < 2:
             raise ValueError(f"consistency_window is {self.consistency_window}; use None or at least 2 frames.")
         if self.num_labels < 2:
-            raise ValueError(
-                f"{self.num_labels} label(s); the background (index 0) and at least one class are needed."
-            )
+            raise ValueError(f"{self.num_labels} label(s); wanted the background (index 0) and at least one class.")
         missing = {"channels", "hidden_sizes", "embedding_size"} - set(self.audio_config)
         if missing or len(self.audio_config["channels"]) != 4 or not all(_sizes(self.audio_config)):
-            raise ValueError(
-                f"audio_config needs 4 blocks of channels, hidden_sizes and embedding_size: {self.audio_config}"
-            )
+            wanted = "4 blocks of channels, hidden_sizes and embedding_size"
+            raise ValueError(f"audio_config: wanted {wanted}, got {self.audio_config}.")
 
     def _check_values(self) -> None:
         for name in WHOLE:
@@ -373,20 +357,18 @@ class ComboConfig(PretrainedConfig):
         backbone, _, subset = name.rpartition("-")
         if backbone not in ("r50", "pvtv2-b5") or subset not in SUBSETS:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(preset_names())}.")
-        facts = SUBSETS[subset]
-        values = {
-            "backbone_config": BACKBONES[backbone],
-            "num_frames": facts["num_frames"],
-            "consistency_window": facts["consistency_window"],
-            "id2label": dict(enumerate(facts["classes"])),
-            "label2id": {label: index for index, label in enumerate(facts["classes"])},
-        }
-        return cls(**{**values, **overrides})
+        facts = dict(SUBSETS[subset])
+        classes = _labels(facts.pop("classes"))
+        return cls(**{"backbone_config": BACKBONES[backbone], **classes, **facts, **overrides})
 
 
 def preset_names() -> list[str]:
     """Names that `ComboConfig.from_preset` takes."""
     return [f"{backbone}-{subset}" for backbone in ("r50", "pvtv2-b5") for subset in SUBSETS] + [*OWN_PRESETS]
+
+
+def _labels(classes: Sequence[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(classes)), "label2id": {name: index for index, name in enumerate(classes)}}
 
 
 def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
@@ -399,22 +381,20 @@ def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
 def _build_backbone_config(values: dict | str) -> PretrainedConfig:
     if isinstance(values, str):
         if not values.startswith(TIMM):
-            raise ValueError(
-                f"backbone_config: wanted a dict, or a name such as 'timm/mobilenetv3_small_100', got {values!r}."
-            )
-        name, levels = values.removeprefix(TIMM), [1, 2, 3, 4]  # strides 4 to 32
-        return CONFIG_MAPPING["timm_backbone"](backbone=name, out_indices=levels, use_pretrained_backbone=False)
+            raise ValueError(f"backbone_config: wanted a dict, or a name such as 'timm/resnet18', got {values!r}.")
+        options = {"out_indices": [1, 2, 3, 4], "use_pretrained_backbone": False}  # strides 4 to 32
+        return CONFIG_MAPPING["timm_backbone"].from_dict({"backbone": values.removeprefix(TIMM), **options})
     values = copy.deepcopy(values)
     model_type = values.get("model_type")
-    if model_type == EfficientNetLiteConfig.model_type:
-        return EfficientNetLiteConfig.from_dict(values)
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
     for name in BACKBONE_LAYERS:  # before transformers makes a list of them
         value = values.get(name)
         counts = value if isinstance(value, (list, tuple)) else [value]
         if sum(count for count in counts if isinstance(count, int)) > MAX_LAYERS:
             raise ValueError(f"backbone_config: {name} is {value!r}; wanted at most {MAX_LAYERS} layers in all.")
+    if model_type == EfficientNetLiteConfig.model_type:
+        return EfficientNetLiteConfig.from_dict(values)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
     if model_type != "timm_backbone":
         values.setdefault("out_features", STAGES)
     return CONFIG_MAPPING[model_type].from_dict(values)
