@@ -2,8 +2,8 @@
 
 Mask2Former's criterion (targets: one binary mask per class present in an annotated frame, background included) with
 deep supervision of the learned queries and every layer, plus L_ada (paper section 3.5) on all predictions but the
-last. The matching of all layers and frames is brought to the CPU in one transfer; the masks of all layers share one
-call per loss.
+last. The costs of all layers and frames are brought to the CPU in one transfer, the pairs back in another; the masks
+of all layers share one call per loss.
 
 Axes: L predictions, A annotated frames, F packed frames, Q queries, K classes, P points, R matched pairs.
 """
@@ -11,7 +11,9 @@ Axes: L predictions, A annotated frames, F packed frames, Q queries, K classes, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as nnf
 from torch import nn
@@ -21,6 +23,20 @@ from .configuration_combo import ComboConfig
 
 LOSS_KINDS = ("loss_class", "loss_mask", "loss_dice", "loss_consistency")  # the terms of all layers: loss_mask_3, ...
 POINTS_AT_ONCE = 2048  # 0.8 MB for 100 queries: what a core's cache holds
+
+
+class Matches(NamedTuple):
+    """Matched pairs of all layers; R of each, since their number follows from the targets alone.
+
+    Attributes:
+        frames (`torch.LongTensor` of shape `(L, R)`): among the annotated frames.
+        queries (`torch.LongTensor` of shape `(L, R)`)
+        targets (`torch.LongTensor` of shape `(L, R)`): among the targets of all frames.
+    """
+
+    frames: torch.Tensor
+    queries: torch.Tensor
+    targets: torch.Tensor
 
 
 class ComboLoss(nn.Module):
@@ -65,18 +81,20 @@ class ComboLoss(nn.Module):
         config = self.config
         if divisors is None:
             divisors = self._own_divisors(class_labels, num_frames, label_frames.device)
-        # where all frames are annotated, a slice saves a copy, and the scattering of its gradients
-        annotated = slice(None) if len(mask_labels) == len(label_frames) else label_frames
-        classes = [logits[annotated] for logits, _ in predictions]  # L x (A, Q, K + 1)
-        masks = [logits[annotated].float() for _, logits in predictions]  # L x (A, Q, h, w)
+        classes, masks = [logits for logits, _ in predictions], [logits for _, logits in predictions]
+        if len(mask_labels) < len(label_frames):
+            annotated = label_frames.nonzero()[:, 0]  # once: a GPU is waited for
+            classes = [logits.index_select(0, annotated) for logits in classes]  # L x (A, Q, K + 1)
+            masks = [logits.index_select(0, annotated) for logits in masks]
+        masks = [logits.float() for logits in masks]  # L x (A, Q, h, w)
         matches = self.match(classes, masks, mask_labels, class_labels)
+        class_sums = self._class_sums(torch.stack(classes), class_labels, matches)  # (L,)
         mask_sums, dice_sums = self._mask_sums(masks, mask_labels, matches)  # (L,) each
         last = len(predictions) - 1
         losses: dict[str, torch.Tensor] = {}
         for layer in [last, *range(last)]:
             suffix = "" if layer == last else f"_{layer}"
-            class_sum = self._class_sum(classes[layer], class_labels, matches[layer])
-            losses[f"loss_class{suffix}"] = config.class_weight * class_sum / divisors["loss_class"]
+            losses[f"loss_class{suffix}"] = config.class_weight * class_sums[layer] / divisors["loss_class"]
             losses[f"loss_mask{suffix}"] = config.mask_weight * mask_sums[layer] / divisors["loss_mask"]
             losses[f"loss_dice{suffix}"] = config.dice_weight * dice_sums[layer] / divisors["loss_dice"]
         if config.consistency_weight:
@@ -130,31 +148,39 @@ class ComboLoss(nn.Module):
         masks: list[torch.Tensor],
         mask_labels: list[torch.Tensor],
         class_labels: list[torch.Tensor],
-    ) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Hungarian matching per layer and annotated frame: L lists of A pairs (query indices, target indices)."""
+    ) -> Matches:
+        """Hungarian matching of every layer and annotated frame.
+
+        Args:
+            classes, masks: logits of every layer, (A, Q, K + 1) and (A, Q, h, w).
+            mask_labels, class_labels: per annotated frame (C_i, H, W) and (C_i,).
+        """
         try:
             from scipy.optimize import linear_sum_assignment
         except ImportError as error:
             raise ImportError("training needs scipy for the Hungarian matching: pip install scipy") from error
-        frames, device = len(mask_labels), masks[0].device
-        widest = max((len(labels) for labels in class_labels), default=0)
-        if widest == 0:
-            empty = torch.empty(0, dtype=torch.long, device=device)
-            return [[(empty, empty)] * frames for _ in masks]
-        labels = torch.zeros(frames, widest, dtype=torch.long, device=device)
-        targets = torch.zeros(frames, widest, *mask_labels[0].shape[-2:], device=device)
-        for index, (frame_masks, frame_classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
-            labels[index, : len(frame_classes)] = frame_classes
-            targets[index, : len(frame_classes)] = frame_masks.to(targets)
+        device, counts = masks[0].device, [len(labels) for labels in class_labels]
+        if not sum(counts):
+            return Matches(*torch.empty(3, len(masks), 0, dtype=torch.long, device=device))
+        places = [(frame, place) for frame, count in enumerate(counts) for place in range(count)]
+        place = torch.tensor(places, device=device).unbind(1)  # of every target in the tables of all frames
+        labels = torch.zeros(len(counts), max(counts), dtype=torch.long, device=device)
+        labels[place] = torch.cat(class_labels).to(labels)
+        targets = torch.zeros(*labels.shape, *mask_labels[0].shape[-2:], device=device)
+        targets[place] = torch.cat(mask_labels).to(targets)
         with torch.autocast(device.type, enabled=False):  # differences of large sums: 8 bits are too few
             costs = torch.stack(
                 [self._costs(logits, maps, targets, labels) for logits, maps in zip(classes, masks, strict=True)]
             )  # (L, A, Q, C)
         pairs = []
         for layer in costs.cpu().numpy():
-            assigned = [linear_sum_assignment(cost[:, : len(c)]) for cost, c in zip(layer, class_labels, strict=True)]
-            pairs.append([(torch.as_tensor(q, device=device), torch.as_tensor(c, device=device)) for q, c in assigned])
-        return pairs
+            first, found = 0, []
+            for frame, (cost, count) in enumerate(zip(layer, counts, strict=True)):
+                queries, order = linear_sum_assignment(cost[:, :count])
+                found.append(np.stack([np.full_like(queries, frame), queries, first + order]))
+                first += count
+            pairs.append(np.concatenate(found, axis=1))  # (3, R)
+        return Matches(*torch.from_numpy(np.stack(pairs, axis=1)).to(device))
 
     def _costs(
         self, logits: torch.Tensor, maps: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
@@ -173,41 +199,31 @@ class ComboLoss(nn.Module):
         cost = config.class_weight * cost_class + config.mask_weight * cost_mask + config.dice_weight * cost_dice
         return torch.nan_to_num(cost, nan=0.0, posinf=1e10, neginf=-1e10)
 
-    def _class_sum(
-        self, logits: torch.Tensor, class_labels: list[torch.Tensor], matches: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
-        """Weighted cross entropy over K classes and "no object" (index K), summed over all queries: scalar."""
-        no_object = logits.shape[-1] - 1
-        target = torch.full(logits.shape[:2], no_object, dtype=torch.long, device=logits.device)
-        for frame, (queries, wanted) in enumerate(matches):
-            target[frame, queries] = class_labels[frame][wanted].to(target)
-        class_weights = torch.ones(no_object + 1, device=logits.device)
-        class_weights[no_object] = self.config.no_object_weight
-        return nnf.cross_entropy(logits.float().transpose(1, 2), target, class_weights, reduction="sum")
+    def _class_sums(self, logits: torch.Tensor, class_labels: list[torch.Tensor], matches: Matches) -> torch.Tensor:
+        """Weighted cross entropy over K classes and "no object" (index K), summed over the queries of every layer.
+
+        Args: logits (L, A, Q, K + 1). Returns: (L,).
+        """
+        layers, no_object = len(logits), logits.shape[-1] - 1
+        target = torch.full(logits.shape[:3], no_object, dtype=torch.long, device=logits.device)
+        layer = torch.arange(layers, device=logits.device)[:, None]
+        target[layer, matches.frames, matches.queries] = torch.cat(class_labels).to(target)[matches.targets]
+        weights = torch.ones(no_object + 1, device=logits.device)
+        weights[no_object] = self.config.no_object_weight
+        entropy = nnf.cross_entropy(logits.float().flatten(0, 2), target.flatten(), weights, reduction="none")
+        return entropy.view(layers, -1).sum(1)
 
     def _mask_sums(
-        self,
-        masks: list[torch.Tensor],
-        mask_labels: list[torch.Tensor],
-        matches: list[list[tuple[torch.Tensor, torch.Tensor]]],
+        self, masks: list[torch.Tensor], mask_labels: list[torch.Tensor], matches: Matches
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """BCE and dice on sampled points, summed over the matched masks of every layer: each (L,)."""
-        frames = len(mask_labels)
-        rows = [[torch.full_like(pairs[frame][0], frame) for frame in range(frames)] for pairs in matches]
-        chosen = [
-            maps[torch.cat(frame), torch.cat([queries for queries, _ in pairs])]  # (R, h, w)
-            for maps, frame, pairs in zip(masks, rows, matches, strict=True)
-        ]
-        wanted = [
-            torch.cat([labels[order].to(masks[0]) for labels, (_, order) in zip(mask_labels, pairs, strict=True)])
-            for pairs in matches
-        ]
-        layers, each = len(masks), len(wanted[0])
+        layers, each = matches.queries.shape
         if each == 0:
             nothing = torch.stack([maps.sum() * 0 for maps in masks])
             return nothing, nothing
-        source = torch.cat(chosen)[:, None]  # (L * R, 1, h, w)
-        target = torch.cat(wanted)[:, None]  # (L * R, 1, H, W)
+        chosen = zip(masks, matches.frames, matches.queries, strict=True)
+        source = torch.cat([maps[frames, queries] for maps, frames, queries in chosen])[:, None]  # (L * R, 1, h, w)
+        target = torch.cat(mask_labels).to(source)[matches.targets.flatten(), None]  # (L * R, 1, H, W)
         with torch.no_grad():
             points = self._uncertain_points(source)
             labels = sample_points(target, points)[:, 0]  # (L * R, P)

@@ -90,6 +90,11 @@ def check_labels(
     if class_labels is None or not len(mask_labels) == len(class_labels) == count:
         got = (len(mask_labels), None if class_labels is None else len(class_labels))
         raise ValueError(f"mask_labels and class_labels need one entry per annotated frame: {count}; got {got}.")
+    _check_targets(mask_labels, class_labels, config.num_labels)
+    return mask_labels, class_labels, label_frames
+
+
+def _check_targets(mask_labels: list[torch.Tensor], class_labels: list[torch.Tensor], num_labels: int) -> None:
     for index, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
         whole = classes.ndim == 1 and not classes.is_floating_point() and not classes.is_complex()
         if not whole or masks.is_complex():
@@ -98,9 +103,12 @@ def check_labels(
             )
         if masks.ndim != 3 or len(masks) != len(classes) or not masks.shape[1] * masks.shape[2]:
             raise ValueError(f"annotated frame {index}: masks {tuple(masks.shape)} and {len(classes)} classes differ.")
-        if len(classes) and not (0 <= int(classes.min()) and int(classes.max()) < config.num_labels):
-            raise ValueError(f"annotated frame {index}: classes must be in 0..{config.num_labels - 1}, got {classes}.")
-    return mask_labels, class_labels, label_frames
+        if masks.shape[1:] != mask_labels[0].shape[1:]:
+            raise ValueError(f"annotated frame {index}: masks {tuple(masks.shape)}, of another size than the first.")
+    ids = torch.cat(class_labels)
+    lowest, highest = torch.stack(ids.aminmax()).tolist() if len(ids) else (0, 0)  # a GPU is waited for once
+    if lowest < 0 or highest >= num_labels:
+        raise ValueError(f"class_labels: classes must be in 0..{num_labels - 1}, got {lowest} to {highest}.")
 
 
 def misfits(loading_info: dict[str, Any]) -> str:

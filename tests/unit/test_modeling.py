@@ -285,6 +285,7 @@ def test_training_and_evaluation_paths_agree():
         ({"label_frames": torch.ones(5)}, "label_frames must be bool"),
         ({"class_labels": [torch.tensor([0, 9])] * 5}, "classes must be in 0..1"),
         ({"mask_labels": [torch.zeros(3, 64, 64)] * 5}, "differ"),
+        ({"mask_labels": [torch.zeros(2, 64, 64)] * 4 + [torch.zeros(2, 32, 64)]}, "frame 4: .* of another size"),
     ],
 )
 def test_wrong_inputs_are_refused(change, message):
