@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,8 @@ def _register() -> None:
     # A remote-code pipeline can only name a class of transformers: AutoModel gives the model that the task needs.
     AutoModel.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)
     AutoModelForUniversalSegmentation.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)
-    AutoImageProcessor.register(ComboConfig, image_processor_classes={"pil": ComboImageProcessor}, exist_ok=True)
+    backends = {"pil": ComboImageProcessor, "torchvision": ComboImageProcessor}  # the same, whichever is asked for
+    AutoImageProcessor.register(ComboConfig, image_processor_classes=backends, exist_ok=True)
     AutoFeatureExtractor.register(ComboConfig, ComboFeatureExtractor, exist_ok=True)
     AutoProcessor.register(ComboConfig, ComboProcessor, exist_ok=True)
     if TASK not in PIPELINE_REGISTRY.supported_tasks:
@@ -204,6 +206,9 @@ def _register() -> None:
             default={"model": (str(BUNDLED_MODEL), "main")},
             type="multimodal",
         )
+        # "No model was supplied, defaulted to ..." is meant for defaults on the Hub, which may move.
+        own = f"defaulted to {BUNDLED_MODEL} "
+        logging.getLogger("transformers.pipelines").addFilter(lambda record: own not in record.getMessage())
 
 
 _check_torchaudio()

@@ -9,6 +9,7 @@ Axes: F packed frames, C channels, H W image, D audio embedding. See modeling_co
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Ten
 
 
 def _plain_backbone(config: PretrainedConfig) -> Any:
-    if isinstance(config, EfficientNetLiteConfig):
+    if config.model_type == EfficientNetLiteConfig.model_type:
         return ComboEfficientNetLite(config)
     try:
         return AutoBackbone.from_config(config)
@@ -118,6 +119,10 @@ def _plain_backbone(config: PretrainedConfig) -> Any:
         if config.model_type != "timm_backbone":
             raise
         raise ImportError("a backbone of timm needs timm: pip install 'combo-hf[timm]'") from error
+    except ValueError as error:
+        if sys.flags.optimize < 2:
+            raise
+        raise ValueError("transformers' backbones read their docstrings; run Python without -OO.") from error
 
 
 def build_backbone(config: ComboConfig) -> Any:

@@ -87,6 +87,25 @@ def test_a_task_without_a_model_loads_the_bundled_weights(tiny_folder, monkeypat
     assert isinstance(pipe, combo_hf.AudioVisualSegmentationPipeline)
 
 
+def test_loading_says_nothing():
+    """Neither of our default model, nor of an image backend that is not missing."""
+    code = (
+        "import combo_hf, transformers; transformers.logging.disable_progress_bar();"
+        "pipe = transformers.pipeline('audio-visual-segmentation', device='cpu');"
+        "transformers.AutoProcessor.from_pretrained(combo_hf.BUNDLED_MODEL);"
+        "transformers.AutoImageProcessor.from_pretrained(combo_hf.BUNDLED_MODEL);"
+        "import numpy; pipe({'frames': numpy.zeros((1, 64, 64, 3), numpy.uint8), 'audio': None})"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_without_docstrings_it_says_so():
+    code = "import combo_hf; combo_hf.load_pipeline()"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.stderr.strip().splitlines()[-1].endswith("run Python without -OO.")
+
+
 @pytest.mark.parametrize("error", ["OSError('Could not load it')", "RuntimeError('CUDA 13.2')", "ImportError('x')"])
 def test_a_broken_torchaudio_gives_one_clear_error(tmp_path, error):
     (tmp_path / "torchaudio").mkdir()
