@@ -193,7 +193,7 @@ def _register() -> None:
     # A remote-code pipeline can only name a class of transformers: AutoModel gives the model that the task needs.
     AutoModel.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)
     AutoModelForUniversalSegmentation.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)
-    backends = {"pil": ComboImageProcessor, "torchvision": ComboImageProcessor}  # the same, whichever is asked for
+    backends: dict[str, type] = dict.fromkeys(("pil", "torchvision"), ComboImageProcessor)  # whichever is asked for
     AutoImageProcessor.register(ComboConfig, image_processor_classes=backends, exist_ok=True)
     AutoFeatureExtractor.register(ComboConfig, ComboFeatureExtractor, exist_ok=True)
     AutoProcessor.register(ComboConfig, ComboProcessor, exist_ok=True)
