@@ -199,7 +199,8 @@ def _read_audio(entry: ClipEntry, home: Path, rule: SubsetRule) -> dict[str, Any
     if rate == SAMPLING_RATE and samples.shape[1] == 1:
         return {"bytes": data, "path": f"{entry.name}.wav"}
     import torch
-    import torchaudio
 
-    mono = torch.from_numpy(samples.mean(axis=1))
-    return sound_entry(torchaudio.functional.resample(mono, rate, SAMPLING_RATE).numpy(), entry.name)
+    from combo_hf.feature_extraction_combo import resample
+
+    mono = torch.from_numpy(samples.mean(axis=1)).double()
+    return sound_entry(resample(mono, rate).numpy(), entry.name)
