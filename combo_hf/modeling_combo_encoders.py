@@ -10,7 +10,7 @@ Axes: F packed frames, C channels, H W image, D audio embedding. See modeling_co
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as nnf
@@ -112,7 +112,7 @@ def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Ten
 
 def _plain_backbone(config: PretrainedConfig) -> Any:
     if config.model_type == EfficientNetLiteConfig.model_type:
-        return ComboEfficientNetLite(config)
+        return ComboEfficientNetLite(cast(EfficientNetLiteConfig, config))
     try:
         return AutoBackbone.from_config(config)
     except ImportError as error:
