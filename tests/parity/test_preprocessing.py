@@ -8,7 +8,7 @@ import torch
 from goldens import Goldens
 from tolerances import allowed
 
-from combo_hf.feature_extraction_combo import ComboFeatureExtractor, _resample, to_mono
+from combo_hf.feature_extraction_combo import ComboFeatureExtractor, resample, to_mono
 from combo_hf.maskige_combo import paint_maskige
 
 
@@ -53,7 +53,7 @@ def test_log_mel_at_44_khz_stereo(goldens: Goldens):
 
 def test_resampled_waveform(goldens: Goldens):
     arrays = goldens.arrays("combo/logmel.npz")
-    got = _resample(to_mono(arrays["stereo44k_5s/pcm16"]), 44100).numpy()
+    got = resample(to_mono(arrays["stereo44k_5s/pcm16"]), 44100).numpy()
     np.testing.assert_allclose(got, arrays["stereo44k_5s/resampled16k"], rtol=0, atol=allowed("resampled_waveform"))
 
 
