@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from combo_hf.data.own_card import OWN_RECORD, write_own_card
+from combo_hf.data.row_format import clips_with_maskiges
 from combo_hf.data.subsets import SUBSETS, subset_rule
 from combo_hf.files.atomic import write_text
 
@@ -87,6 +89,22 @@ def write_card(output: Path) -> None:
         skipped=f"\nLeft out because a file is missing or damaged:\n\n{skipped}" if skipped else "",
     )
     write_text(output / "README.md", text)
+
+
+def refresh_card(output: Path) -> None:
+    """Bring the counts of a built data set up to date after its Maskiges were made; other folders stay as they are.
+
+    Args:
+        output (`Path`): folder with complete tables, of AVSBench or of own data.
+    """
+    for subset, record in _records(output).items():
+        tables = sorted((output / "data" / subset).glob("*-*-of-*.parquet"))
+        record["clips_with_maskiges"] = sum(clips_with_maskiges(path) for path in tables)
+        write_text(output / f"build-{subset}.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
+    if _records(output):
+        write_card(output)
+    if (output / OWN_RECORD).is_file():
+        write_own_card(output)
 
 
 def push_dataset(folder: str | Path, repo_id: str, private: bool, token: str | None = None) -> str:

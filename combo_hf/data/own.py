@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.data.findings import Finding
-from combo_hf.data.own_card import write_own_card
+from combo_hf.data.own_card import OWN_RECORD, write_own_card
 from combo_hf.data.own_layout import OwnFolder
 from combo_hf.data.own_masks import CocoMask, IndexMask, OwnVideo
 from combo_hf.data.own_rows import OwnSettings, rows_of_video
@@ -31,7 +31,6 @@ from combo_hf.files.pool import run_tasks, show_progress
 
 
 GENERATION = 1  # raise when the same folder starts to give other rows
-RECORD = "build-own.json"
 VIDEOS_PER_FILE = 16
 
 
@@ -91,7 +90,7 @@ def build_own(
     if not videos or len(folder.classes) < 2:
         raise ValueError(f"{root}: no video with masks of known classes is left; see `combo-hf data check {root}`.")
     row_features(folder.classes)  # says early if `datasets` is missing
-    if output.exists() and not (output / RECORD).is_file():
+    if output.exists() and not (output / OWN_RECORD).is_file():
         if not output.is_dir() or any(not is_partial(p) and p.name != MARKER for p in output.iterdir()):
             raise ValueError(f"{output} is no folder of such a build and not empty; choose a new or empty folder.")
     with only_run(output):
@@ -149,7 +148,7 @@ def _prepare(output: Path, record: dict[str, Any], resume: bool) -> Path:
     Raises:
         ValueError: a folder begun with other settings.
     """
-    path, place = output / RECORD, output / "data" / OWN
+    path, place = output / OWN_RECORD, output / "data" / OWN
     if path.is_file() and resume:
         try:
             begun = json.loads(path.read_text(encoding="utf-8"))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from combo_hf.data.row_format import clips_with_maskiges
 from combo_hf.data.subsets import OWN, SPLITS
 from combo_hf.files.atomic import write_text
 
 
+OWN_RECORD = "build-own.json"
 CARD = """---
 pretty_name: Own audio-visual segmentation data
 task_categories: [image-segmentation]
@@ -48,7 +50,7 @@ def write_own_card(output: Path) -> None:
     """
     import pyarrow.parquet
 
-    record = json.loads((output / "build-own.json").read_text(encoding="utf-8"))
+    record = json.loads((output / OWN_RECORD).read_text(encoding="utf-8"))
     files = counts = skipped = ""
     splits = [split for split in SPLITS if split in record["videos"]]
     for split in splits:
@@ -56,9 +58,8 @@ def write_own_card(output: Path) -> None:
         for path in sorted((output / "data" / OWN).glob(f"{split}-*-of-*.parquet")):
             with pyarrow.parquet.ParquetFile(path) as file:
                 flags = file.read(columns=["label_frames"])["label_frames"].to_pylist()
-                # whether a row has Maskiges shows in the length of the list, without reading the pictures' bytes
-                with_maskiges += _with_maskiges(file)
                 left_out = json.loads((file.metadata.metadata or {}).get(b"combo_hf.skipped", b"[]"))
+            with_maskiges += clips_with_maskiges(path)
             clips, frames = clips + len(flags), frames + sum(map(sum, flags))
             skipped += "".join(f"- {split}: {name}: {reason}\n" for name, reason in left_out)
         files += f"  - split: {split}\n    path: data/{OWN}/{split}-*.parquet\n"
@@ -72,8 +73,3 @@ def write_own_card(output: Path) -> None:
         skipped=f"\nLeft out because something is missing or damaged:\n\n{skipped}" if skipped else "",
     )
     write_text(output / "README.md", text)
-
-
-def _with_maskiges(file: object) -> int:
-    paths = file.read(columns=["maskiges.list.element.path"])["maskiges"]  # type: ignore[attr-defined]
-    return sum(bool(value) for value in paths.to_pylist())

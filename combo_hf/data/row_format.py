@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,15 @@ def to_class_ids(mask: Any, subset: str) -> np.ndarray:
     values = np.flatnonzero(np.bincount(array.ravel(), minlength=256))
     soft = ((values > 70) & (values < 255)).any()
     return array if ((values > 0) & (values < 71)).any() and not soft else (array > 127).astype(np.uint8)
+
+
+def clips_with_maskiges(path: Path) -> int:
+    """Rows of a parquet file that have Maskiges; their pictures are not read."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        column = file.read(columns=["maskiges.list.element.path"])["maskiges"]
+    return sum(bool(value) for value in column.to_pylist())
 
 
 def picture_entry(data: bytes) -> dict[str, Any]:

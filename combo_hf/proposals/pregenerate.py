@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from combo_hf.data.avsbench_card import refresh_card
 from combo_hf.files.atomic import remove_leftovers, replacing
 from combo_hf.maskige_combo import PALETTE
 from combo_hf.proposals.cache import identity_of
@@ -125,7 +126,10 @@ def pregenerate(
         copy_rest(source, output, tables)
     sent = generator if num_processes == 1 else _to_json(generator)
     jobs = [Job(item, source, output, sent, stable, resume) for item in work[shard_index::num_shards]]
-    return _run(jobs, output, num_processes, progress)
+    report = _run(jobs, output, num_processes, progress)
+    if tables and all((output / table.relative_to(source)).is_file() for table in tables):
+        refresh_card(output)
+    return report
 
 
 def _check_numbers(size: Any, fps: int, num_shards: int, shard_index: int, num_processes: int) -> None:

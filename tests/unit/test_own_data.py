@@ -235,3 +235,20 @@ def test_broken_videos_are_left_out_on_request(folder: Path, tmp_path: Path) -> 
     report = build_own(folder, tmp_path / "out", on_error="skip")
     assert report.rows == {"train": 3} and [name for name, _ in report.skipped] == ["b"]
     assert "- train: b: " in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_card_and_counts_are_true_after_maskige(made: Path, tmp_path: Path) -> None:
+    """Of own data and of AVSBench: what was 0 is the number of clips then."""
+    from combo_hf.data.avsbench import build_dataset
+    from combo_hf.data.synthetic.official_folders import write_official
+
+    build_own(made, tmp_path / "own")
+    write_official(tmp_path / "avsbench", "ms3", {"train": 2, "test": 1}, size=48)
+    build_dataset(tmp_path / "avsbench", "ms3", tmp_path / "ms3", splits=["train", "test"], progress=False)
+    assert "| train | 1 | 2 | 4 | 0 |" in (tmp_path / "own" / "README.md").read_text()
+    assert "MS3: 0 clips have them" in (tmp_path / "ms3" / "README.md").read_text()
+    for name in ("own", "ms3"):
+        assert main(["maskige", str(tmp_path / name), "--output", str(tmp_path / f"{name}-maskiges")]) == 0
+    assert "| train | 1 | 2 | 4 | 2 |" in (tmp_path / "own-maskiges" / "README.md").read_text()
+    assert "MS3: 3 clips have them" in (tmp_path / "ms3-maskiges" / "README.md").read_text()
+    assert json.loads((tmp_path / "ms3-maskiges" / "build-ms3.json").read_text())["clips_with_maskiges"] == 3
