@@ -131,6 +131,32 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_below(root: Path, path: str | Path, data: bytes) -> None:
+    """Write a file, whole or not at all, in folders below `root` that are made where they are missing.
+
+    Args:
+        root: must be there; a folder that was removed while a run works in it is an error, not made again.
+        path: from `root` on.
+
+    Raises:
+        FileNotFoundError: `root` is gone.
+        OSError: no room, or no right to write there.
+    """
+    make_below(root, (root / path).parent)
+    write_bytes(root / path, data)
+
+
+def make_below(root: Path, folder: Path) -> None:
+    """Make a folder below `root`, which must be there.
+
+    Raises:
+        FileNotFoundError: `root` is gone.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is gone: it was removed while files were being written into it.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def owned_prefix(prefix: str = PARTIAL) -> str:
     """What the names of this process's unfinished files begin with; `prefix` is a dot and small letters."""
     return f"{prefix}-{_place()}-{os.getpid()}-"

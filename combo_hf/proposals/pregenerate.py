@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from combo_hf.data.avsbench_card import refresh_card
-from combo_hf.files.atomic import remove_leftovers, replacing
+from combo_hf.files.atomic import make_below, remove_leftovers, write_below, write_bytes
 from combo_hf.maskige_combo import PALETTE
 from combo_hf.proposals.cache import identity_of
 from combo_hf.proposals.clip import clip_indices
@@ -223,12 +223,12 @@ def make_group(group: Group, generator: Any, job: Job) -> MaskigeReport:
     try:
         for index in clip_indices(masks_of_missing(), None, job.stable):
             target, size = targets[-1]
-            _write(output / target, maskige_png(index, size))
+            write_below(output, target, maskige_png(index, size))
             report.written += 1
     except ValueError as error:  # of the video: frames are dealt with above
         report.failed.append((group.name, str(error)))
     if job.stable and group.fps and not report.failed:
-        _write(complete, b"")
+        write_below(output, complete.relative_to(output), b"")
     return report
 
 
@@ -258,6 +258,7 @@ def make_rows(path: Path, generator: Any, job: Job) -> MaskigeReport:
         if job.tick is not None:
             job.tick()
 
+    make_below(job.output, target.parent)
     rewrite_rows(path, target, fill)
     return report
 
@@ -269,12 +270,6 @@ def maskige_png(index: np.ndarray, size: tuple[int, int]) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=False)
     return buffer.getvalue()
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_bytes(data)
 
 
 def parquet_files(source: Path) -> list[Path]:
@@ -289,7 +284,7 @@ def copy_rest(source: Path, output: Path, tables: list[Path]) -> None:
     for path in sorted(source.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(source).parts)
         if path.is_file() and not hidden and path not in tables and path.suffix in (".md", ".json", ".jsonl"):
-            _write(output / path.relative_to(source), path.read_bytes())
+            write_below(output, path.relative_to(source), path.read_bytes())
 
 
 def _check_record(output: Path, settings: dict[str, Any], resume: bool) -> None:
@@ -307,4 +302,5 @@ def _check_record(output: Path, settings: dict[str, Any], resume: bool) -> None:
             "--no-resume, or choose another folder."
         )
     if not resume or not record.is_file():
-        _write(record, text.encode())
+        output.mkdir(parents=True, exist_ok=True)
+        write_bytes(record, text.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 STAGE = ".combo"
+ATTEMPTS = 20  # to put a folder in the place of another run's
 SHEET_COLUMNS = 10
 PEAKS_PER_SECOND = 200  # of the sound drawn below a contact sheet: an hour takes 6 MB, not 230
 
@@ -223,6 +225,27 @@ def _local(source: MediaSource) -> Iterator[MediaSource]:
         yield path
 
 
+def _take_place(new: Path, target: Path, stage: Path) -> None:
+    """Give a file or folder its name; a folder of that name goes as a whole, so that a kill does not leave half of it.
+
+    Another run may put its own there at the same moment: the last one stays.
+    """
+    for attempt in range(ATTEMPTS):
+        aside = stage / f"old-{attempt}-{target.name}"
+        with suppress(FileNotFoundError):  # the other run has just moved it
+            if target.is_dir():
+                os.replace(target, aside)
+        try:
+            os.replace(new, target)
+            return
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST) and attempt < ATTEMPTS - 1:
+                continue
+            if aside.is_dir():  # Windows: something in there is open
+                os.replace(aside, target)
+            raise
+
+
 @contextmanager
 def _staged(folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Path, str]]]]:
     """A folder to write into; what is entered as `kind: (file, name)` moves to `folder/name` if nothing fails."""
@@ -234,14 +257,7 @@ def _staged(folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Path, str]]]]:
     try:
         yield stage, targets
         for file, name in targets.values():
-            if (folder / name).is_dir():  # away as a whole: a kill must not leave half of it
-                os.replace(folder / name, stage / f"old-{name}")
-            try:
-                os.replace(file, folder / name)
-            except OSError:  # Windows: something in there is open
-                if (stage / f"old-{name}").is_dir():
-                    os.replace(stage / f"old-{name}", folder / name)
-                raise
+            _take_place(file, folder / name, stage)
         made = []
     finally:
         shutil.rmtree(stage, ignore_errors=True)

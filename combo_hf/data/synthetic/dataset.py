@@ -25,7 +25,8 @@ from combo_hf.data.synthetic.clip import (
     plan_clip,
     synthesize_clip,
 )
-from combo_hf.files.atomic import replacing, write_text
+from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
+from combo_hf.files.folder_lock import MARKER, only_run
 from combo_hf.files.pool import run_tasks
 
 
@@ -202,11 +203,17 @@ def _write_descriptions(settings: _Settings, output: Path) -> None:
     write_text(output / "README.md", card)
 
 
+def _check_folder(output: Path) -> None:
+    """Raise `ValueError` where a folder holds files of others."""
+    if output.exists() and not (output / SETTINGS_FILE).exists():
+        if not output.is_dir() or any(not is_partial(path) and path.name != MARKER for path in output.iterdir()):
+            raise ValueError(f"{output} holds files that are no synthetic data set; choose a new or empty folder")
+
+
 def _prepare(settings: _Settings, output: Path) -> None:
-    """Make the folders, and remove what an earlier call with other settings left there."""
+    """Make the folders, and remove what an earlier call left there: unfinished, or with other settings."""
     record = output / SETTINGS_FILE
-    if output.exists() and not record.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} holds files that are no synthetic data set; choose a new or empty folder")
+    remove_leftovers(output, deep=True)
     if record.exists() and record.read_text(encoding="utf-8") != settings.to_json():
         for path in (*output.glob("data/*-of-*.parquet"), *output.glob("videos/*/synthetic_*.mp4")):
             path.unlink()
@@ -265,6 +272,7 @@ def write_dataset(
     Raises:
         ValueError: an unknown kind, split, format or label rule, a number out of range, or a folder of others.
         ImportError: rows are wanted and `datasets` is missing.
+        FileExistsError: another process writes in the folder.
     """
     if not formats or set(formats) - set(FORMATS):
         raise ValueError(f"formats must be chosen from {list(FORMATS)}, got {list(formats)}")
@@ -280,7 +288,9 @@ def write_dataset(
     chosen = tuple(name for name in FORMATS if name in formats)
     settings = _Settings(kind, dict(num_clips), seed, chosen, size, labels, num_frames, maskiges, fps)
     output = Path(output)
-    _prepare(settings, output)
-    _run(settings, output, _shards(num_clips), num_processes, progress)
-    _write_descriptions(settings, output)
+    _check_folder(output)
+    with only_run(output):
+        _prepare(settings, output)
+        _run(settings, output, _shards(num_clips), num_processes, progress)
+        _write_descriptions(settings, output)
     return output

@@ -24,7 +24,8 @@ from combo_hf.data.avsbench_layout import ClipEntry, label_colors
 from combo_hf.data.rows import MaskigeMaker
 from combo_hf.data.subsets import AVSS_CLASSES, RULES, SubsetRule, subset_rule
 from combo_hf.data.synthetic.clip import CATEGORIES, SyntheticClip, plan_clip, synthesize_clip
-from combo_hf.files.atomic import write_bytes
+from combo_hf.files.atomic import remove_leftovers, write_below
+from combo_hf.files.folder_lock import only_run
 from combo_hf.files.pool import run_tasks, show_progress
 
 
@@ -74,6 +75,7 @@ def write_official(
 
     Raises:
         ValueError: an unknown name, a number out of range, or a folder that holds the subset already.
+        FileExistsError: another process writes in the folder.
     """
     from tqdm import tqdm
 
@@ -92,23 +94,24 @@ def write_official(
         for index in range(count)
     ]
     rows = {}
-    with tqdm(total=len(tasks), unit="clip", desc=subset, disable=show_progress(progress)) as bar:
+    with only_run(home), tqdm(total=len(tasks), unit="clip", desc=subset, disable=show_progress(progress)) as bar:
+        remove_leftovers(home, deep=True)
         for number, row in run_tasks(_write_clip, tasks, num_processes):
             rows[number] = row
             bar.update()
-    _write_tables(home, subset, [row for _, row in sorted(rows.items())])
+        _write_tables(home, subset, [row for _, row in sorted(rows.items())])
     return home
 
 
 def _write_tables(home: Path, subset: str, rows: list[dict[str, Any]]) -> None:
     if subset == "avss":
         indices = {name: number + 1 for number, name in enumerate(AVSS_CLASSES)}  # the official file counts from 1
-        _write(home / "label2idx.json", (json.dumps(indices, indent=4) + "\n").encode())
+        write_below(home, "label2idx.json", (json.dumps(indices, indent=4) + "\n").encode())
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, RULES[subset].columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(home / RULES[subset].meta, text.getvalue().encode())  # last: its being there says that the clips are
+    write_below(home, RULES[subset].meta, text.getvalue().encode())  # last: its being there says that the clips are
 
 
 def _entry(task: _Task, clip: SyntheticClip) -> ClipEntry:
@@ -137,7 +140,7 @@ def _write_clip(task: _Task) -> tuple[tuple[str, int], dict[str, Any]]:
         frames = [frame.resize(side, Image.Resampling.BILINEAR) for frame in clip.frames]
         small = [np.asarray(Image.fromarray(mask).resize(side, Image.Resampling.NEAREST)) for mask in masks]
         _write_pictures(task, entry, subset_rule(task.subset, True), frames, small, clip)
-    _write(entry.path(task.home, rule, rule.wav), _wav(clip))
+    _write(task, entry.path(task.home, rule, rule.wav), _wav(clip))
     row = {
         "name": entry.name,
         "uid": entry.name,
@@ -157,15 +160,16 @@ def _write_pictures(
     task: _Task, entry: ClipEntry, rule: SubsetRule, frames: list[Image.Image], masks: list[np.ndarray], clip: Any
 ) -> None:
     for k, (frame, mask, known) in enumerate(zip(frames, masks, entry.label_frames, strict=True)):
-        _write(entry.path(task.home, rule, rule.frame, k), _encoded(frame, "JPEG" if rule.semantic else "PNG"))
+        data = _encoded(frame, "JPEG" if rule.semantic else "PNG")
+        _write(task, entry.path(task.home, rule, rule.frame, k), data)
         if known:
-            _write(entry.path(task.home, rule, rule.mask, k), _encoded(Image.fromarray(mask)))
+            _write(task, entry.path(task.home, rule, rule.mask, k), _encoded(Image.fromarray(mask)))
         if known and rule.label_rgb:
             colors = Image.fromarray(label_colors()[mask])
-            _write(entry.path(task.home, rule, rule.label_rgb, k), _encoded(colors))
+            _write(task, entry.path(task.home, rule, rule.label_rgb, k), _encoded(colors))
     if task.maskiges:
         for k, maskige in enumerate(_maskige_maker(task.maskiges)(frames)):
-            _write(entry.path(task.home, rule, rule.maskiges[-1], k), _encoded(maskige))
+            _write(task, entry.path(task.home, rule, rule.maskiges[-1], k), _encoded(maskige))
 
 
 @functools.lru_cache(maxsize=1)
@@ -194,6 +198,5 @@ def _wav(clip: SyntheticClip) -> bytes:
     return buffer.getvalue()
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, data)
+def _write(task: _Task, path: Path, data: bytes) -> None:
+    write_below(task.home, path.relative_to(task.home), data)
