@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from combo_hf.data.row_format import to_class_ids
 from combo_hf.data.sound import decode_sound
-from combo_hf.data.subsets import subset_rule
+from combo_hf.data.subsets import OWN, subset_rule
 from combo_hf.files.pictures import open_image
 from combo_hf.image_processing_combo import IGNORE_INDEX
 from combo_hf.results.pictures import (
@@ -175,9 +175,9 @@ def draw_histogram(counts: Mapping[str, float], title: str, width: int = 720) ->
 
 
 def _names(subset: str, class_names: Sequence[str] | None) -> Sequence[str]:
-    if class_names is not None:
-        return class_names
-    return subset_rule(subset).classes
+    if class_names is None and subset == OWN:
+        raise ValueError("own data: pass class_names, which `class_names_of(dataset.features)` gives.")
+    return subset_rule(subset).classes if class_names is None else class_names
 
 
 def _columns(

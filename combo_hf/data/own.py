@@ -188,15 +188,14 @@ def _write_shard(shard: _Shard) -> int:
     schema, skipped = row_features(shard.classes).arrow_schema, []
     with replacing(shard.path) as partial, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
         for video in shard.videos:
+            rows = rows_of_video(video, shard.classes, shard.settings)
             try:
-                rows = list(rows_of_video(video, shard.classes, shard.settings))
+                for row in rows if shard.on_error == "raise" else list(rows):  # a video as a whole or not at all
+                    writer.write_table(pyarrow.Table.from_pylist([row], schema=schema))
             except ValueError as error:
                 if shard.on_error == "raise":
                     raise ValueError(f"{video.path.name}: {error}") from error
                 skipped.append((video.name, str(error)))
-                continue
-            for row in rows:
-                writer.write_table(pyarrow.Table.from_pylist([row], schema=schema))
         writer.add_key_value_metadata({b"combo_hf.skipped": json.dumps(skipped).encode()})
     return len(shard.videos)
 

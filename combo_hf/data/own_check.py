@@ -78,8 +78,8 @@ class _VideoCheck:
         taken: dict[int, str] = {}
         for annotation in self.video.annotations:
             time = annotation.seconds(info.fps)
-            if time >= max(1, info.seconds):
-                self.add("mask-late", annotation.where, f"is at {time:g} s; {self.name} has {info.seconds} s")
+            if time > info.duration:
+                self.add("mask-late", annotation.where, f"is at {time:g} s; {self.name} ends at {info.duration:.2f} s")
             elif int(time) in taken:
                 text = f"one mask a second is used; so is {taken[int(time)]}"
                 self.add("mask-second", annotation.where, text, serious=False)

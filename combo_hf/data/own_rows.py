@@ -18,7 +18,7 @@ from combo_hf.data.own_masks import Annotation, OwnVideo, read_mask
 from combo_hf.data.row_format import SAMPLING_RATE, UNLABELLED, picture_entry, png_bytes, sound_entry
 from combo_hf.data.subsets import OWN
 from combo_hf.image_processing_combo import IGNORE_INDEX
-from combo_hf.media_combo import FRAME_OFFSET, load_audio, probe_media
+from combo_hf.media_combo import FRAME_OFFSET, MediaInfo, load_audio, probe_media
 from combo_hf.media_combo_source import open_media
 from combo_hf.media_combo_tracks import picture_track
 
@@ -52,8 +52,7 @@ class _Second:
     """A second of a video: the mask that counts, if there is one."""
 
     time: float
-    ids: np.ndarray | None = None
-    annotated: bool = False
+    annotation: Annotation | None = None
 
 
 def rows_of_video(video: OwnVideo, classes: Sequence[str], settings: OwnSettings) -> Iterator[dict[str, Any]]:
@@ -63,16 +62,16 @@ def rows_of_video(video: OwnVideo, classes: Sequence[str], settings: OwnSettings
         ValueError: the video or one of its masks cannot be read, or does not fit; names the mask.
     """
     info = probe_media(video.path)
-    seconds = _seconds(video, classes, info.seconds, info.fps, (info.height, info.width))
+    seconds = _seconds(video, info)
     sound, _ = load_audio(video.path, MAX_SECONDS) if info.has_audio else (np.zeros(0, np.float32), SAMPLING_RATE)
     length, starts = settings.clip_seconds, range(0, len(seconds), settings.clip_seconds)
-    kept = [start for start in starts if any(second.annotated for second in seconds[start : start + length])]
+    kept = [start for start in starts if any(second.annotation for second in seconds[start : start + length])]
     times = [second.time for start in kept for second in seconds[start : start + length]]
     pictures = _pictures(video.path, times)
     for start in kept:
         part = seconds[start : start + length]
         frames = [_reduced(next(pictures), settings.max_side) for _ in part]
-        masks = [_mask(second, frame.size) for second, frame in zip(part, frames, strict=True)]
+        masks = [_mask(second, frame.size, len(classes)) for second, frame in zip(part, frames, strict=True)]
         present = sorted({int(k) for mask in masks for k in np.unique(mask)} - {0, IGNORE_INDEX})
         waveform = sound[start * SAMPLING_RATE : (start + len(part)) * SAMPLING_RATE]
         waveform = np.pad(waveform, (0, len(part) * SAMPLING_RATE - len(waveform)))
@@ -84,33 +83,25 @@ def rows_of_video(video: OwnVideo, classes: Sequence[str], settings: OwnSettings
             "category": ",".join(classes[k] for k in present),
             "frames": [picture_entry(_jpeg(frame)) for frame in frames],
             "masks": [picture_entry(png_bytes(mask)) for mask in masks],
-            "label_frames": [second.annotated for second in part],
+            "label_frames": [second.annotation is not None for second in part],
             "maskiges": None,
             "audio": sound_entry(waveform, name),
             "classes": present,
         }
 
 
-def _seconds(video: OwnVideo, classes: Sequence[str], count: int, fps: float, size: tuple[int, int]) -> list[_Second]:
+def _seconds(video: OwnVideo, info: MediaInfo) -> list[_Second]:
     """Every second of a video with its mask, if there is one; of several, the one nearest to 15/16 s counts."""
-    seconds = [_Second(k + FRAME_OFFSET) for k in range(max(1, count))]
-    best: dict[int, tuple[float, float, Annotation]] = {}
+    best: dict[int, tuple[float, _Second]] = {}
     for annotation in video.annotations:
-        time = annotation.seconds(fps)
-        if time >= len(seconds):
-            raise ValueError(f"{annotation.where} is at {time:g} s; the video has {len(seconds)} s.")
+        time = annotation.seconds(info.fps)
+        if time > info.duration:
+            raise ValueError(f"{annotation.where} is at {time:g} s; the video ends at {info.duration:.2f} s.")
         distance = abs(time - int(time) - FRAME_OFFSET)
         if int(time) not in best or distance < best[int(time)][0]:
-            best[int(time)] = (distance, time, annotation)
-    for k, (_, time, annotation) in best.items():
-        try:
-            ids = read_mask(annotation.mask, len(classes))
-            if ids is not None:
-                check_shape(ids, size)
-        except ValueError as error:
-            raise ValueError(f"{annotation.where} {error}") from error
-        seconds[k] = _Second(time, ids, True)
-    return seconds
+            best[int(time)] = (distance, _Second(time, annotation))
+    count = max(1, info.seconds, *(k + 1 for k in best))  # a mask in a last second that is not whole counts, too
+    return [best[k][1] if k in best else _Second(k + FRAME_OFFSET) for k in range(count)]
 
 
 def check_shape(ids: np.ndarray, size: tuple[int, int]) -> None:
@@ -121,7 +112,7 @@ def check_shape(ids: np.ndarray, size: tuple[int, int]) -> None:
     """
     ratio = (ids.shape[0] * size[1]) / (ids.shape[1] * size[0])
     if abs(ratio - 1) > SHAPE_TOLERANCE:
-        raise ValueError(f"is {ids.shape[1]} x {ids.shape[0]}; its video is {size[1]} x {size[0]}, of another shape")
+        raise ValueError(f"is {ids.shape[1]} x {ids.shape[0]}; its video is {size[1]} x {size[0]}, of another shape.")
 
 
 def _pictures(path: Path, times: Sequence[float]) -> Iterator[Image.Image]:
@@ -148,13 +139,18 @@ def _reduced(image: Image.Image, max_side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
 
 
-def _mask(second: _Second, size: tuple[int, int]) -> np.ndarray:
-    """Class indices of a second in the size of its frame; 255 everywhere where it is not annotated."""
-    if not second.annotated:
+def _mask(second: _Second, size: tuple[int, int], num_classes: int) -> np.ndarray:
+    """Class indices of a second in the size (width, height) of its frame; 255 everywhere where it is not annotated."""
+    if second.annotation is None:
         return np.full(size[::-1], UNLABELLED, np.uint8)
-    if second.ids is None:
-        return np.zeros(size[::-1], np.uint8)
-    return np.asarray(Image.fromarray(second.ids).resize(size, Image.Resampling.NEAREST))
+    try:
+        ids = read_mask(second.annotation.mask, num_classes)
+        if ids is None:
+            return np.zeros(size[::-1], np.uint8)
+        check_shape(ids, size[::-1])
+    except ValueError as error:
+        raise ValueError(f"{second.annotation.where} {error}") from error
+    return np.asarray(Image.fromarray(ids).resize(size, Image.Resampling.NEAREST))
 
 
 def _jpeg(image: Image.Image) -> bytes:

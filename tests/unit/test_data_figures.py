@@ -64,6 +64,7 @@ def test_row_picture_with_maskiges_is_taller() -> None:
         ("s4", 255, None, "sounding object"),
         ("avss", 17, None, "dog"),
         ("ms3", 2, ["background", "bell", "bird"], "bird"),
+        ("own", 1, ["background", "tram"], "tram"),
     ],
 )
 def test_counts(subset: str, value: int, names: list[str] | None, expected: str) -> None:
