@@ -2,7 +2,8 @@
 
 After `import combo_hf`, `transformers` knows the architecture: `AutoModel`, `AutoProcessor` and their siblings load
 its checkpoints, and `transformers.pipeline("audio-visual-segmentation")` exists. The import costs torch and
-transformers; everything else is imported when its name is first used.
+transformers; everything else is imported when its name is first used. Only the command `combo-hf` registers later,
+when it has read its arguments and needs a network.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import importlib
 import importlib.metadata
 import importlib.util
 import logging
+import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +131,7 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
     """
     from .pipeline_combo import AudioVisualSegmentationPipeline
 
+    register()
     return AudioVisualSegmentationPipeline.from_pretrained(resolve_model(repo_or_folder), **kwargs)
 
 
@@ -167,11 +171,14 @@ def _check_torchaudio() -> None:
     )
 
 
-def _register() -> None:
-    """Make transformers' Auto classes and `pipeline` know COMBO.
+@cache
+def register() -> None:
+    """Make transformers' Auto classes and `pipeline` know COMBO. Done by the import; again, it does nothing.
 
-    `transformers.pipelines` is loaded with the model classes anyway: registering at once costs nothing more.
+    Raises:
+        ImportError: torch and torchaudio do not fit each other.
     """
+    _check_torchaudio()
     from transformers import (
         AutoConfig,
         AutoFeatureExtractor,
@@ -211,5 +218,13 @@ def _register() -> None:
         logging.getLogger("transformers.pipelines").addFilter(lambda record: own not in record.getMessage())
 
 
-_check_torchaudio()
-_register()
+def _is_command() -> bool:
+    """Whether this process was started as `combo-hf` or `python -m combo_hf` (its worker processes are not)."""
+    program, words = sys.argv[0], sys.orig_argv
+    if program == "-m":
+        return words[words.index("-m") + 1 :][:1] == [__name__]
+    return program in words and Path(program).stem == "combo-hf"
+
+
+if not _is_command():
+    register()

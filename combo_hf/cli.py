@@ -14,8 +14,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from .commands import benchmark, data, evaluation, models, proposals, segment, training
-from .commands.common import BAD_INPUT, PROGRAM, Parser, reason
+from combo_hf import __version__
+from combo_hf.commands import benchmark, data, evaluation, models, proposals, segment, training
+from combo_hf.commands.common import BAD_INPUT, PROGRAM, Parser, load_transformers, quietly, reason
 
 
 GROUPS = (segment, proposals, data, training, evaluation, models, benchmark)
@@ -34,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        with _terminable():
-            _quiet_transformers()
+        with _terminable(), quietly(arguments.quiet):
+            if not arguments.light:
+                load_transformers()
             code = arguments.run(arguments) or 0
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not when Python ends
             return code
@@ -98,6 +100,7 @@ def _print_error(text: str, program: str) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all sub-commands; every one has `--help` with an example."""
     parser = Parser(prog=PROGRAM, description="Which pixels make this sound? Audio-visual segmentation of videos.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     for group in GROUPS:
         group.register(commands)
@@ -116,10 +119,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _quiet_transformers() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

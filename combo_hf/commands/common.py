@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
+import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
+
+from combo_hf.files.progress import silence
 
 
 PROGRAM = "combo-hf"
@@ -26,7 +30,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog.split()[0]}: error: {message}\n")
 
 
-def add_command(commands: Any, name: str, run: Callable, text: str, example: str) -> argparse.ArgumentParser:
+def add_command(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    text: str,
+    example: str,
+    light: bool = False,
+) -> argparse.ArgumentParser:
     """Add a sub-command.
 
     Args:
@@ -35,10 +46,14 @@ def add_command(commands: Any, name: str, run: Callable, text: str, example: str
         run: called with the parsed arguments; returns an exit code or `None`. Its docstring is the description.
         text (`str`): one line for the list of commands.
         example (`str`): a command line, shown by `--help`.
+        light: it needs no network of ours: transformers is not loaded before it runs.
     """
-    command = commands.add_parser(name, help=text, description=f"{run.__doc__}", epilog=f"Example: {example}")
+    about = textwrap.fill(" ".join(f"{run.__doc__}".split()), shutil.get_terminal_size().columns - 2)
+    shown = {"description": about, "epilog": f"example:\n  {example}"}  # raw, or the example could not be copied
+    command = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter, **shown)
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    command.set_defaults(run=run)
+    command.add_argument("--quiet", action="store_true", help="say nothing but errors: no results, no progress")
+    command.set_defaults(run=run, light=light)
     return command
 
 
@@ -104,3 +119,24 @@ def reason(error: Exception) -> str:
         found = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", text, re.MULTILINE)
         text = found[-1] if found else text
     return " ".join(text.split("\n")[0].split())
+
+
+def load_transformers() -> None:
+    """Make transformers know COMBO, and keep its remarks and bars to itself."""
+    import combo_hf
+
+    combo_hf.register()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def quietly(quiet: bool) -> Iterator[None]:
+    """Nothing on stdout, and no progress, where `quiet`."""
+    if not quiet:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), silence():
+        yield

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from combo_hf.commands.common import PROGRAM, InputError, add_command, device, named, positive, reason
+from combo_hf.commands.common import (
+    PROGRAM,
+    InputError,
+    add_command,
+    device,
+    load_transformers,
+    named,
+    positive,
+    reason,
+)
 from combo_hf.files.environment import package_versions
 from combo_hf.files.progress import Progress
 
@@ -71,7 +80,7 @@ def info(arguments: argparse.Namespace) -> None:
     """Versions, devices and the bundled weights; or the parts of a given model."""
     import torch
 
-    from combo_hf import BUNDLED_MODEL, ComboForAudioVisualSegmentation, resolve_model
+    from combo_hf import BUNDLED_MODEL, resolve_model
 
     if arguments.model is None:
         for package, version in package_versions(PACKAGES).items():
@@ -81,14 +90,26 @@ def info(arguments: argparse.Namespace) -> None:
         facts = BUNDLED_MODEL / "demo.json"
         known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
         print(f"{'bundled weights':16} {BUNDLED_MODEL if (BUNDLED_MODEL / 'config.json').is_file() else 'missing'}")
-        for key, value in known.items():
-            print(f"  {key}: {value}")
+        print("\n".join(_outline(known)))
         return
+    load_transformers()
+    from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
+
     with named(arguments.model, loading=True):
         model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(arguments.model))
     for name, part in model.model.named_children():
         print(f"{name:16} {sum(values.numel() for values in part.parameters()):>12,} parameters")
     print(f"{'all':16} {model.num_parameters():>12,} parameters")
+
+
+def _outline(facts: dict[str, Any], indent: str = "  ") -> Iterator[str]:
+    """A line for every fact, those of a group under its name."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield f"{indent}{name}"
+            yield from _outline(value, indent + "  ")
+        else:
+            yield f"{indent}{name}: {value}"
 
 
 def register(commands: Any) -> None:
@@ -113,7 +134,7 @@ def register(commands: Any) -> None:
     command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
 
     text = "versions, devices, or the parts of a model"
-    command = add_command(commands, "info", info, text, f"{PROGRAM} info my-model")
+    command = add_command(commands, "info", info, text, f"{PROGRAM} info my-model", light=True)
     command.add_argument("model", nargs="?", help="folder or Hub id")
 
 

@@ -7,8 +7,11 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
+
+if TYPE_CHECKING:  # torch takes seconds to load, and versions can be told without it
+    import torch
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -17,6 +20,8 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     Raises:
         ValueError: no such device here.
     """
+    import torch
+
     if device is None:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
@@ -46,6 +51,8 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 def fingerprint_weights(model: torch.nn.Module) -> str:
     """Short name of a model's weights, whatever file they came from: of names, types, shapes and every value."""
+    import torch
+
     digest = hashlib.sha256()
     for name, values in sorted(model.state_dict().items()):
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())

@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 
 LINE_EVERY = 30.0  # seconds
+_SILENT = ContextVar("silent", default=False)
 
 
 class Progress:
@@ -25,7 +29,8 @@ class Progress:
     """
 
     def __init__(self, name: str, unit: str, total: int | None = None, done: int = 0, shown: bool = True) -> None:
-        self.name, self.unit, self.total, self.done, self.shown = name, unit, total, done, shown
+        self.name, self.unit, self.total, self.done = name, unit, total, done
+        self.shown = shown and not _SILENT.get()
         self._first = done
         self._bar: Any = None
         self._started = self._told = 0.0
@@ -84,6 +89,16 @@ class Progress:
         if self.total is not None and self.done > self._first:
             left = f", about {_span(elapsed * (self.total - self.done) / (self.done - self._first))} to go"
         return f"{self.name}: {self.done}{of} {self.unit}s after {_span(elapsed)}{left}{note and ', '}{note}"
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """No progress of what is begun inside is shown."""
+    token = _SILENT.set(True)
+    try:
+        yield
+    finally:
+        _SILENT.reset(token)
 
 
 def _span(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """The command line: sub-commands, one line for bad input, nothing partial left behind."""
 
+import argparse
 import json
+import shlex
 import subprocess
 import sys
 
@@ -152,10 +154,49 @@ def test_nothing_partial_is_left(capsys, film, tiny_folder, tmp_path, monkeypatc
     assert (tmp_path / "street scene_overlay.mp4").read_text() == "older"
 
 
-@pytest.mark.parametrize("command", [["demo"], ["predict"], ["info"], ["data", "synthesize"]])
-def test_help_has_an_example(capsys, command):
+def commands_of(parser, words=()):
+    """The words of every command that runs something, and its parser."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not groups:
+        yield words, parser
+    for group in groups:
+        for name, inner in group.choices.items():
+            yield from commands_of(inner, (*words, name))
+
+
+COMMANDS = dict(commands_of(cli.build_parser()))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_ends_with_an_example_to_copy(capsys, monkeypatch, command):
+    """On one line, however narrow the terminal, and understood as it stands."""
+    monkeypatch.setenv("COLUMNS", "40")
     code, stdout, _ = run(capsys, *command, "--help")
-    assert code == 0 and f"Example: combo-hf {' '.join(command)}" in " ".join(stdout.split())
+    *_, title, example = stdout.splitlines()
+    assert (code, title) == (0, "example:") and example.startswith(f"  combo-hf {' '.join(command)} ")
+    assert cli.build_parser().parse_args(shlex.split(example)[1:]).run
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, "combo-hf 0.1.0\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments, loaded",
+    [(["--help"], set()), (["--version"], set()), (["predict", "--help"], set()), (["train"], set()),
+     (["info"], {"torch"})],
+)  # fmt: skip
+def test_what_needs_no_network_does_not_wait_for_one(arguments, loaded):
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "combo_hf", *arguments], capture_output=True)
+    modules = {line.rpartition(b"|")[2].strip().decode() for line in done.stderr.splitlines()}
+    assert modules & {"torch", "transformers", "scipy", "av", "datasets"} == loaded and "combo_hf.cli" in modules
+
+
+def test_quiet(capsys, film, tiny_folder, tmp_path):
+    arguments = ("predict", film, "--output", tmp_path, "--model", tiny_folder, "--quiet")
+    assert run(capsys, *arguments) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["street scene_overlay.mp4"]
+    assert_one_error_line(run(capsys, "predict", "nosuch.mp4", *arguments[2:]), "nosuch.mp4")
 
 
 def test_info(capsys, tiny_folder):

@@ -35,6 +35,25 @@ def test_import_is_quiet_and_light():
     assert set(done.stdout.split()) <= {"combo_hf", *(f"combo_hf.{path.stem}" for path in CORE)}
 
 
+@pytest.mark.parametrize(
+    "program, words, command",
+    [
+        ("/env/bin/combo-hf", ["python3", "/env/bin/combo-hf", "info"], True),
+        ("/env/bin/combo-hf", ["python3", "-c", "from multiprocessing.spawn import ..."], False),  # its worker process
+        ("-m", ["python3", "-W", "error", "-m", "combo_hf", "info"], True),
+        ("-m", ["python3", "-m", "pytest", "combo_hf"], False),
+        ("/home/me/train.py", ["python3", "/home/me/train.py", "combo-hf"], False),
+        ("", ["python3"], False),
+    ],
+)
+def test_only_the_command_registers_later(monkeypatch, program, words, command):
+    import combo_hf
+
+    monkeypatch.setattr(sys, "argv", [program, "info"])
+    monkeypatch.setattr(sys, "orig_argv", words)
+    assert combo_hf._is_command() is command
+
+
 def test_public_names_exist():
     code = (
         "import combo_hf;"
