@@ -97,11 +97,14 @@ def refresh_card(output: Path) -> None:
     Args:
         output (`Path`): folder with complete tables, of AVSBench or of own data.
     """
-    for subset, record in _records(output).items():
+    records = _records(output)
+    if not all("clips_with_maskiges" in record for record in records.values()):  # somebody else's
+        return
+    for subset, record in records.items():
         tables = sorted((output / "data" / subset).glob("*-*-of-*.parquet"))
         record["clips_with_maskiges"] = sum(clips_with_maskiges(path) for path in tables)
         write_text(output / f"build-{subset}.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
-    if _records(output):
+    if records:
         write_card(output)
     if (output / OWN_RECORD).is_file():
         write_own_card(output)
