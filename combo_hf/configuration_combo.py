@@ -137,7 +137,7 @@ WHOLE = (
     "image_size num_frames train_num_points"
 ).split()
 RANGES = {
-    **{f"{name}_weight": (0.0, math.inf) for name in ("class", "mask", "dice", "consistency", "no_object")},
+    **{f"{name}_weight": (0.0, math.inf) for name in ("class", "mask", "dice", "consistency", "no_object", "pixel")},
     "fusion_dropout": (0.0, 1.0),
     "fusion_gate_init": (-math.inf, math.inf),
     "oversample_ratio": (1.0, math.inf),
@@ -153,10 +153,8 @@ class ComboConfig(PretrainedConfig):
     Args:
         backbone_config (`dict`, `str` or `PretrainedConfig`): visual backbone, built by `AutoBackbone`; four stages,
             strides 4 to 32. `"timm/NAME"` is a backbone of timm, which `pip install 'combo-hf[timm]'` brings.
-        use_maskige (`bool`): encode the Maskige beside the frame (Siam encoder). Off: frames only,
-            `maskige_values=None`.
-        share_encoders (`bool`): one backbone for frame and Maskige. The release has two (same architecture, own
-            weights).
+        use_maskige (`bool`): encode the Maskige beside the frame (Siam encoder); off: `maskige_values=None`.
+        share_encoders (`bool`): one backbone for frame and Maskige; the release has two of one architecture.
         freeze_batch_norm (`bool`): batch norms of the backbone keep statistics and affine (FrozenBN of the release).
         channel_reduction (`int`): W1 of the channel weights maps C to C / channel_reduction.
         audio_config (`dict`): VGGish sizes: `channels` per pooling block, `hidden_sizes`, `embedding_size`.
@@ -164,18 +162,15 @@ class ComboConfig(PretrainedConfig):
         hidden_dim (`int`): d of the paper, width of pixel decoder, mask features and queries.
         num_attention_heads (`int`): heads of pixel decoder and query decoder.
         pixel_decoder_layers, pixel_decoder_points, pixel_decoder_feedforward_dim (`int`): deformable encoder.
-        fusion (`bool`): bilateral fusion. The released AVSS/R50 *test* configuration switches it off, its training one
-            not.
+        fusion (`bool`): bilateral fusion; off only in the released *test* configuration of AVSS/R50.
         fusion_heads, fusion_dropout, fusion_gate_init: heads, dropout on the attention, start of both residual gates.
         audio_hidden_dim (`int`): width of the audio MLP 128 -> 4096 -> 4096 -> d.
         num_queries, decoder_layers, decoder_feedforward_dim (`int`): masked-attention decoder (9 layers = 3 rounds).
         audio_query_layout (`"per_frame"` or `"official"`): which second each query hears. There is a reshape without a
             transpose in the release: with T frames and Q queries, query q of frame t hears frame `(q * T + t) // Q`
-            (and, in a batch, other clips). `"official"` does the same inside each clip, which is what the published
-            numbers (batch of one) use, and what converted weights need; `"per_frame"` gives every query its own
-            frame's sound.
-        image_size (`int`), num_frames (`int`): side of the square input and frames per clip the weights were trained
-            for.
+            (and, in a batch, other clips). `"official"` does the same inside each clip, as published numbers (batch of
+            one) and converted weights need it; `"per_frame"` gives every query its own frame's sound.
+        image_size (`int`), num_frames (`int`): side of the square input, frames per clip in training.
         class_weight, mask_weight, dice_weight (`float`): lambda of class, BCE and dice, in matching and loss.
         consistency_weight (`float`): lambda of the inter-frame consistency (10 in every released configuration; the
             paper has 5 for AVSS).
@@ -183,10 +178,11 @@ class ComboConfig(PretrainedConfig):
         consistency_window (`int` or `None`): the clip is cut into windows of so many frames, pairs across two windows
             do not count (release: 5, hence a 10-frame clip counts as two halves). `None`: all neighbours of the clip.
         no_object_weight (`float`): class weight of "no object".
+        pixel_weight (`float`): lambda of a loss that the release has not: cross entropy of all classes at every pixel,
+            of a 1x1 convolution over the fused mask features, in training only. 0: no such layer.
         train_num_points, oversample_ratio, importance_sample_ratio: point sampling of the mask losses.
-        background_weight (`float`): factor of the background's score where classes are compared, in evaluation mode
-            only; at least 0.001, at most 1.0, which is the release's rule and right for its weights. Weights from a
-            short training want less: [`calibrate_background`] finds it on validation clips.
+        background_weight (`float`): factor of the background's score in evaluation mode, 0.001 to 1.0 (the release).
+            Weights from a short training want less: [`calibrate_background`] finds it on validation clips.
         id2label (`dict`): class names; index 0 is the background, which is a predicted class. Default: two classes.
 
     Raises:
@@ -241,6 +237,7 @@ class ComboConfig(PretrainedConfig):
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
         background_weight: float = 1.0,
+        pixel_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if backbone_config is None:
@@ -283,6 +280,7 @@ class ComboConfig(PretrainedConfig):
         self.oversample_ratio = oversample_ratio
         self.importance_sample_ratio = importance_sample_ratio
         self.background_weight = background_weight
+        self.pixel_weight = pixel_weight
         if kwargs.get("id2label") is None and "num_labels" not in kwargs:
             kwargs |= _labels(BINARY_CLASSES)
         if not LOADED_AS_REMOTE_CODE:

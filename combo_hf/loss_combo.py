@@ -21,7 +21,8 @@ from torch import nn
 from .configuration_combo import ComboConfig
 
 
-LOSS_KINDS = ("loss_class", "loss_mask", "loss_dice", "loss_consistency")  # the terms of all layers: loss_mask_3, ...
+# the terms of all layers: loss_mask_3, ...; loss_pixel is none of a layer, and only there with a `pixel_weight`
+LOSS_KINDS = ("loss_class", "loss_mask", "loss_dice", "loss_consistency", "loss_pixel")
 POINTS_AT_ONCE = 2048  # 0.8 MB for 100 queries: what a core's cache holds
 
 
@@ -66,6 +67,7 @@ class ComboLoss(nn.Module):
         label_frames: torch.Tensor,
         num_frames: list[int],
         divisors: Mapping[str, float | torch.Tensor] | None = None,
+        pixel_logits: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Weighted terms by name: `loss_class`, ... of the last layer, `loss_class_0`, ... of the others.
 
@@ -77,6 +79,7 @@ class ComboLoss(nn.Module):
             num_frames: frames per clip.
             divisors: what the summed terms of each of `LOSS_KINDS` are divided by. `None`: the counts of this batch,
                 but the number of target masks averaged over the processes, as in the release.
+            pixel_logits: (F, K, h, w) of the head over the fused features; `None`: no `loss_pixel`.
         """
         config = self.config
         if divisors is None:
@@ -104,6 +107,9 @@ class ComboLoss(nn.Module):
                 losses[f"loss_consistency_{layer}"] = (
                     config.consistency_weight * distances.sum() / divisors["loss_consistency"]
                 )
+        if pixel_logits is not None:
+            sums = pixel_sum(pixel_logits[annotated], mask_labels, class_labels)
+            losses["loss_pixel"] = config.pixel_weight * sums / divisors["loss_pixel"]
         return losses
 
     def counts(self, class_labels: Sequence[torch.Tensor], num_frames: Sequence[int]) -> dict[str, float]:
@@ -115,7 +121,7 @@ class ComboLoss(nn.Module):
 
         Returns:
             For each of `LOSS_KINDS`: class weights of all queries (matched ones weigh 1), target masks (twice), pairs
-            of neighbouring frames. A count may be 0, and its terms are then 0: divide by 1.
+            of neighbouring frames, annotated frames. A count may be 0, and its terms are then 0: divide by 1.
         """
         targets = [len(labels) for labels in class_labels]
         masks, queries = float(sum(targets)), self.config.num_queries
@@ -127,6 +133,7 @@ class ComboLoss(nn.Module):
             "loss_mask": masks,
             "loss_dice": masks,
             "loss_consistency": float(pairs),
+            "loss_pixel": float(len(targets)),
         }
 
     def _own_divisors(
@@ -272,6 +279,29 @@ def frame_distances(masks: torch.Tensor, first: list[int], adaptive: bool) -> to
     product = (flat[:-1] * flat[1:]).sum(1)[index]
     distance = 1 - product / (power[index] * power[index + 1]).sqrt()
     return distance * (-distance).exp() if adaptive else distance
+
+
+def pixel_sum(
+    logits: torch.Tensor, mask_labels: Sequence[torch.Tensor], class_labels: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """Sum over frames of the mean cross entropy of their pixels; those in no mask are left out.
+
+    Args:
+        logits: (A, K, h, w), enlarged bilinearly to the masks.
+        mask_labels: per frame (C_i, H, W).
+        class_labels: per frame (C_i,).
+    """
+    if not mask_labels:
+        return logits.sum() * 0
+    ignored = logits.shape[1]
+    size = mask_labels[0].shape[-2:]
+    target = torch.full((len(logits), *size), ignored, dtype=torch.long, device=logits.device)
+    for frame, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
+        for mask, index in zip(masks, classes, strict=True):
+            target[frame][mask > 0.5] = index
+    enlarged = nnf.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    entropy = nnf.cross_entropy(enlarged, target, ignore_index=ignored, reduction="none").flatten(1)  # (A, H * W)
+    return (entropy.sum(1) / (target != ignored).flatten(1).sum(1).clamp(min=1)).sum()
 
 
 def sample_points(maps: torch.Tensor, points: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,8 @@ class ComboModelOutput(ModelOutput):
         query_audio (`torch.FloatTensor` of shape `(F, Q, d)`): the sound added to each query.
         audio_embeddings (`torch.FloatTensor` of shape `(F, D)`): VGGish embedding of each frame's second.
         fusion_attention (`torch.FloatTensor` of shape `(F, M, h, w)`): where each head of the bilateral fusion looks.
+        fused_features (`torch.FloatTensor` of shape `(F, d, h, w)`, with the auxiliary logits): mask features after
+            the bilateral fusion.
     """
 
     class_queries_logits: torch.Tensor | None = None
@@ -56,6 +58,7 @@ class ComboModelOutput(ModelOutput):
     query_audio: torch.Tensor | None = None
     audio_embeddings: torch.Tensor | None = None
     fusion_attention: torch.Tensor | None = None
+    fused_features: torch.Tensor | None = None
 
 
 @dataclass
@@ -193,6 +196,7 @@ class ComboModel(ComboPreTrainedModel):
             query_audio=query_audio,
             audio_embeddings=audio,
             fusion_attention=attention,
+            fused_features=mask_features if output_auxiliary_logits else None,
         )
 
 
@@ -217,6 +221,9 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         super().__init__(config)
         self.model = ComboModel(config)
         self.criterion = ComboLoss(config)
+        self.pixel_head = None
+        if config.pixel_weight:
+            self.pixel_head = nn.Conv2d(config.hidden_dim, config.num_labels, kernel_size=1)
         self.post_init()
 
     @property
@@ -303,11 +310,13 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         if targets is not None:
             predictions = [*out.auxiliary_logits, (out.class_queries_logits, out.masks_queries_logits)]
             clips = frames_per_clip(num_frames, len(pixel_values))
-            values["loss_dict"] = self.criterion(predictions, *targets, clips, loss_divisors)
+            pixels = None if self.pixel_head is None else self.pixel_head(out.fused_features)  # (F, K, h, w)
+            values["loss_dict"] = self.criterion(predictions, *targets, clips, loss_divisors, pixels)
             values["loss"] = torch.stack(list(values["loss_dict"].values())).sum()
         if not self.training:
             weight = self.config.background_weight
             values["class_queries_logits"] = weigh_background(out.class_queries_logits, weight)
         if not output_auxiliary_logits:
             values.pop("auxiliary_logits", None)
+            values.pop("fused_features", None)
         return ComboForAudioVisualSegmentationOutput(**values)

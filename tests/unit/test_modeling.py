@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from combo_hf.configuration_combo import OWN_PRESETS, ComboConfig, preset_names
-from combo_hf.loss_combo import LOSS_KINDS, frame_distances, neighbours
+from combo_hf.loss_combo import LOSS_KINDS, frame_distances, neighbours, pixel_sum
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.modeling_combo_decoder import spread_audio, visible_tokens
 from combo_hf.modeling_combo_pixel_decoder import sine_position_embedding
@@ -176,6 +176,7 @@ def test_every_architecture_field_changes_the_result(field, value):
         ("adaptive_consistency", False),
         ("consistency_window", 2),
         ("no_object_weight", 1.0),
+        ("pixel_weight", 1.0),
         ("train_num_points", 64),
         ("oversample_ratio", 1.0),
         ("importance_sample_ratio", 0.0),
@@ -212,9 +213,35 @@ def test_loss_is_the_sum_of_its_named_terms_and_lists_every_layer():
     assert torch.allclose(out.loss, torch.stack(list(out.loss_dict.values())).sum())
 
 
+def test_pixel_loss_is_the_cross_entropy_of_every_labelled_pixel():
+    logits = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(2, 2, 8, 8)
+    masks[0, 0, :, :4], masks[0, 1, :, 4:], masks[1, 0, 2:4] = 1, 1, 1  # the second frame is labelled in two rows only
+    classes = [torch.tensor([0, 2]), torch.tensor([1, 2])]
+    large = torch.nn.functional.interpolate(logits, size=(8, 8), mode="bilinear", align_corners=False)
+    log_probabilities = large.log_softmax(1)
+    first = -(log_probabilities[0, 0, :, :4].sum() + log_probabilities[0, 2, :, 4:].sum()) / 64
+    second = -log_probabilities[1, 1, 2:4].mean()
+    torch.testing.assert_close(pixel_sum(logits, list(masks), classes), first + second)
+    assert pixel_sum(logits[:1], [masks[0, :0]], [classes[0][:0]]) == 0
+    assert pixel_sum(logits[:0], [], []) == 0
+
+
+def test_pixel_head_is_there_only_with_its_weight_and_learns():
+    model = tiny(pixel_weight=1.0)
+    names = {name for name in model.state_dict() if name.startswith("pixel_head")}
+    assert names == {"pixel_head.weight", "pixel_head.bias"}
+    assert not any(name.startswith("pixel_head") for name in tiny().state_dict())
+    inputs = make_inputs(model.config, [3], side=64)
+    output = model(**inputs, **make_labels(model.config, 3, 64, [True, False, False]))
+    output.loss_dict["loss_pixel"].backward()
+    assert model.pixel_head.weight.grad.abs().sum() > 0 and model.model.fusion.attention.visual_gate.grad is not None
+    assert "fused_features" not in output
+
+
 def test_losses_of_two_batches_have_the_mean_of_one():
     """With the mean counts of all batches as divisors: clips of 2, 5 and 3 frames, dealt out to batches of 2 and 1."""
-    model = tiny().train()
+    model = tiny(pixel_weight=2.0).train()
     model.criterion.draw_points = lambda kind, masks, count, device: torch.rand(
         1, count, 2, generator=torch.Generator().manual_seed(count)
     ).expand(masks, -1, -1)

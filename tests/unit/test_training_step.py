@@ -31,7 +31,8 @@ class Processes:
 def test_counts_are_those_of_the_loss():
     batch = ComboCollator()([clips(3, frames=(2, 3, 6))[index] for index in range(3)])
     loss = ComboLoss(ComboConfig.from_preset("tiny", consistency_window=3, num_queries=20))
-    weight, masks, again, pairs = loss.counts(batch["class_labels"], batch["num_frames"].tolist()).values()
+    weight, masks, again, pairs, frames = loss.counts(batch["class_labels"], batch["num_frames"].tolist()).values()
+    assert frames == 11
     assert masks == again == sum(len(labels) for labels in batch["class_labels"]) == 2 * 2 + 3 * 2 + 2 + 5
     assert weight == pytest.approx(masks + 0.1 * (11 * 20 - masks))
     maps = torch.randn(11, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -42,15 +43,15 @@ def test_counts_are_those_of_the_loss():
     assert pairs == 7 and float(mean) == pytest.approx(float(sum(distances)) / 7, rel=1e-5)
 
 
-# class weights, masks (twice) and pairs of each batch of this process
+# class weights, masks (twice), pairs and annotated frames of each batch of this process
 @pytest.mark.parametrize(
     ("counts", "processes", "wanted"),
     [
-        ([(2, 4, 4, 3)], Processes(), (2, 4, 4, 3)),
-        ([(2, 0, 0, 0)], Processes(), (2, 1, 1, 1)),  # no mask, no pair: the terms are zero already
-        ([(2, 4, 4, 3), (4, 2, 2, 3)], Processes(), (3, 3, 3, 3)),
-        ([(2, 4, 4, 3)], Processes(2, (4, 2, 2, 6)), (3, 3, 3, 4.5)),
-        ([(2, 1, 1, 0), (2, 0, 0, 0)], Processes(2, (4, 0, 0, 0)), (2, 0.25, 0.25, 1)),
+        ([(2, 4, 4, 3, 5)], Processes(), (2, 4, 4, 3, 5)),
+        ([(2, 0, 0, 0, 1)], Processes(), (2, 1, 1, 1, 1)),  # no mask, no pair: the terms are zero already
+        ([(2, 4, 4, 3, 5), (4, 2, 2, 3, 2)], Processes(), (3, 3, 3, 3, 3.5)),
+        ([(2, 4, 4, 3, 5)], Processes(2, (4, 2, 2, 6, 1)), (3, 3, 3, 4.5, 3)),
+        ([(2, 1, 1, 0, 0), (2, 0, 0, 0, 0)], Processes(2, (4, 0, 0, 0, 0)), (2, 0.25, 0.25, 1, 1)),
     ],
 )
 def test_batches_divide_by_the_mean_count_of_all(counts, processes, wanted):
