@@ -26,7 +26,7 @@ from combo_hf.training.sources import avsbench_transform
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RECIPES = {path.stem: path for path in sorted((EXAMPLES / "recipes").glob("*.yaml"))}
-OWN = ["own-data"]
+OWN = ["own-data", "s4-small"]
 OFFICIAL = [name for name in RECIPES if not name.startswith("synthetic") and name not in OWN]
 # Appendix, Table I; steps between evaluations as in the release
 TABLE_I = {"s4": (90_000, 10.0, 5000), "ms3": (20_000, 10.0, 400), "avss": (90_000, 5.0, 5000)}
@@ -89,7 +89,7 @@ def test_recipe_builds_its_network_and_names_its_data(name: str):
         assert isinstance(train, TrainTransform) and isinstance(evaluate, EvalTransform)
         assert train.flip == 0.5 and train.jitter and not train.official_jitter
     elif name in OWN:
-        assert isinstance(recipe.data, AvsbenchRecipe) and recipe.data.subset == "own"
+        assert isinstance(recipe.data, AvsbenchRecipe) and recipe.data.subset in ("own", "s4")
     else:
         assert isinstance(recipe.data, SyntheticRecipe) and recipe.data.train_clips >= 100
         assert model.config.num_labels == len(label_names(recipe)["id2label"])
