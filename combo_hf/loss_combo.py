@@ -89,6 +89,7 @@ class ComboLoss(nn.Module):
             annotated = label_frames.nonzero()[:, 0]  # once: a GPU is waited for
             classes = [logits.index_select(0, annotated) for logits in classes]  # L x (A, Q, K + 1)
             masks = [logits.index_select(0, annotated) for logits in masks]
+            pixel_logits = None if pixel_logits is None else pixel_logits.index_select(0, annotated)
         masks = [logits.float() for logits in masks]  # L x (A, Q, h, w)
         matches = self.match(classes, masks, mask_labels, class_labels)
         class_sums = self._class_sums(torch.stack(classes), class_labels, matches)  # (L,)
@@ -108,7 +109,7 @@ class ComboLoss(nn.Module):
                     config.consistency_weight * distances.sum() / divisors["loss_consistency"]
                 )
         if pixel_logits is not None:
-            sums = pixel_sum(pixel_logits[annotated], mask_labels, class_labels)
+            sums = pixel_sum(pixel_logits, mask_labels, class_labels)
             losses["loss_pixel"] = config.pixel_weight * sums / divisors["loss_pixel"]
         return losses
 
