@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ def synthesize(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         formats=("rows", "mp4") if arguments.rows else ("mp4",),
         maskiges=arguments.maskiges,
-        progress=sys.stderr.isatty(),
     )
     print(f"{sum(counts.values())} clip(s) of kind {arguments.kind} in {folder}; clips.jsonl says what sounds when")
 

@@ -25,7 +25,8 @@ from combo_hf.data.row_format import row_features
 from combo_hf.data.subsets import SPLITS, SUBSETS, subset_rule
 from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
 from combo_hf.files.folder_lock import MARKER, only_run
-from combo_hf.files.pool import run_tasks, show_progress
+from combo_hf.files.pool import run_tasks
+from combo_hf.files.progress import Progress
 
 
 GENERATION = 1  # raise when the same folders start to give other bytes
@@ -116,7 +117,7 @@ def build_dataset(
             call with "raise" writes the shards that lack one again).
         resume (`bool`, defaults to `True`): keep the complete shards of an earlier call with the same settings. Off:
             start anew.
-        progress (`bool`, *optional*): show a bar; default on a terminal only.
+        progress (`bool`, *optional*): show how far it has come (default), see [`Progress`]; off: nothing.
 
     Returns:
         [`BuildReport`]
@@ -128,8 +129,6 @@ def build_dataset(
         FileExistsError: another process builds in the folder.
         OSError: a process was killed, or the disk is full.
     """
-    from tqdm import tqdm
-
     rows_per_shard = rows_per_shard if rows_per_shard is not None else subset_rule(subset).rows_per_shard
     _check_arguments(splits, num_processes, rows_per_shard, on_error)
     options, output = RowOptions(maskiges, processed), Path(output)
@@ -144,9 +143,9 @@ def build_dataset(
         shards = plan_shards(settings, entries, home, folder, options, on_error)
         missing = [shard for shard in shards if not _is_complete(shard)]
         done = sum(len(shard.entries) for shard in shards) - sum(len(shard.entries) for shard in missing)
-        with tqdm(total=len(entries), initial=done, unit="clip", desc=subset, disable=show_progress(progress)) as bar:
+        with Progress(subset, "clip", len(entries), done, shown=progress is not False) as bar:
             for count in run_tasks(write_shard, missing, num_processes):
-                bar.update(count)
+                bar.advance(count)
         rows, skipped = _verify(shards, splits)
         write_card(output)
     return BuildReport(output, subset, rows, skipped, len(missing), len(shards) - len(missing))

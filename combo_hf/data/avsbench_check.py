@@ -11,7 +11,8 @@ from combo_hf.data.avsbench_check_clips import ClipReport, ClipTask, check_clip
 from combo_hf.data.avsbench_layout import OFF_SCREEN, ClipEntry, find_home, nearest_class, parse_objects, scan_entries
 from combo_hf.data.findings import Finding
 from combo_hf.data.subsets import AVSS_CLASSES, RULES, SPLITS, SUBSETS, subset_rule
-from combo_hf.files.pool import run_tasks, show_progress
+from combo_hf.files.pool import run_tasks
+from combo_hf.files.progress import Progress
 
 
 def find_subsets(root: str | Path) -> list[str]:
@@ -51,7 +52,7 @@ def check_dataset(
         num_processes (`int`, defaults to 1): above 1, a script needs the `if __name__ == "__main__"` guard.
         processed (`bool`): look at the files that a build with this would take.
         decode (`bool`, defaults to `True`): off: names and sizes only, pictures and sound are not decoded.
-        progress (`bool`, *optional*): show a bar; default on a terminal only.
+        progress (`bool`, *optional*): show how far it has come (default), see [`Progress`]; off: nothing.
 
     Returns:
         `list[Finding]`, serious ones first; empty where all is as it should be, and complete.
@@ -81,13 +82,11 @@ def check_dataset(
 
 
 def _check_clips(tasks: list[ClipTask], subset: str, num_processes: int, progress: bool | None) -> list[Finding]:
-    from tqdm import tqdm
-
     reports: list[ClipReport] = []
-    with tqdm(total=len(tasks), unit="clip", desc=f"check {subset}", disable=show_progress(progress)) as bar:
+    with Progress(f"check {subset}", "clip", len(tasks), shown=progress is not False) as bar:
         for report in run_tasks(check_clip, tasks, num_processes):
             reports.append(report)
-            bar.update()
+            bar.advance()
     reports.sort(key=lambda report: (SPLITS.index(report.entry.split), report.entry.name))
     findings = [finding for report in reports for finding in report.findings]
     without = [report.entry for report in reports if not report.has_maskiges]

@@ -26,7 +26,8 @@ from PIL import Image
 from combo_hf.data.compose import ComposedClip, ComposeRules, Parts, compose_clip, read_parts
 from combo_hf.data.row_format import SAMPLING_RATE, row_features, sound_entry
 from combo_hf.files.atomic import replacing, write_text
-from combo_hf.files.pool import run_tasks, show_progress
+from combo_hf.files.pool import run_tasks
+from combo_hf.files.progress import Progress
 
 
 GENERATION = 1  # raise when the same settings and parts start to give other clips
@@ -138,15 +139,13 @@ def compose_dataset(
         settings ([`ComposeSettings`])
         output (`str` or `Path`): new folder, empty, or of an earlier call.
         num_processes (`int`): above 1, a script needs the `if __name__ == "__main__"` guard.
-        progress (`bool`, *optional*): show a bar; `None`: on a terminal.
+        progress (`bool`, *optional*): show how far it has come, see [`Progress`]; off: nothing.
 
     Raises:
         ValueError: settings out of range, parts that are missing or damaged, or a folder of others.
         FileNotFoundError: no such folder of parts.
         ImportError: `datasets` is missing.
     """
-    from tqdm import tqdm
-
     output = Path(output)
     if not settings.clips or min(settings.clips.values()) < 1:
         raise ValueError(f"wanted at least one clip of each split, got {settings.clips}.")
@@ -156,10 +155,10 @@ def compose_dataset(
     row_features()
     _prepare(output, settings.to_json(parts))
     shards, lines = _shards(settings, output), {}
-    with tqdm(total=sum(settings.clips.values()), unit="clip", disable=show_progress(progress)) as bar:
+    with Progress("compose", "clip", sum(settings.clips.values()), shown=progress is not False) as bar:
         for shard, records in run_tasks(_write_shard, shards, num_processes):
             lines[shard.name] = records
-            bar.update(shard.stop - shard.start)
+            bar.advance(shard.stop - shard.start)
     with replacing(output / "clips.jsonl") as temporary:
         temporary.write_text("".join(lines[shard.name] for shard in shards), encoding="utf-8")
     _describe(settings, parts, output)

@@ -27,7 +27,8 @@ from combo_hf.data.row_format import row_features
 from combo_hf.data.subsets import OWN, SPLITS
 from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
 from combo_hf.files.folder_lock import MARKER, only_run
-from combo_hf.files.pool import run_tasks, show_progress
+from combo_hf.files.pool import run_tasks
+from combo_hf.files.progress import Progress
 
 
 GENERATION = 1  # raise when the same folder starts to give other rows
@@ -72,7 +73,7 @@ def build_own(
         num_processes (`int`, defaults to 1): above 1, a script needs the `if __name__ == "__main__"` guard.
         on_error (`str`): "raise": stop at the first fault; "skip": leave out the videos that have one.
         resume (`bool`): keep the complete files of an earlier call with the same settings. Off: start anew.
-        progress (`bool`, *optional*): show a bar; default on a terminal only.
+        progress (`bool`, *optional*): show how far it has come (default), see [`Progress`]; off: nothing.
 
     Raises:
         ValueError: a fault of the folder, or an output folder of others or begun otherwise.
@@ -80,8 +81,6 @@ def build_own(
         FileExistsError: another process builds in the output folder.
         OSError: no room.
     """
-    from tqdm import tqdm
-
     if on_error not in ("raise", "skip") or num_processes < 1:
         raise ValueError(f"wanted on_error 'raise' or 'skip' and processes, got {on_error!r}, {num_processes}.")
     settings, output, folder = settings or OwnSettings(), Path(output), OwnFolder(root)
@@ -98,11 +97,10 @@ def build_own(
         place = _prepare(output, record, resume)
         shards = _plan(videos, tuple(folder.classes), place, settings, on_error)
         missing = [shard for shard in shards if not shard.path.is_file()]
-        with tqdm(
-            total=sum(len(shard.videos) for shard in missing), unit="video", disable=show_progress(progress)
-        ) as bar:
+        total = sum(len(shard.videos) for shard in missing)
+        with Progress("build", "video", total, shown=progress is not False) as bar:
             for count in run_tasks(_write_shard, missing, num_processes):
-                bar.update(count)
+                bar.advance(count)
         write_own_card(output)
     rows, skipped = _count(shards)
     return OwnReport(output, rows, skipped, len(missing), len(shards) - len(missing))

@@ -12,7 +12,8 @@ from combo_hf.data.own_layout import OwnFolder
 from combo_hf.data.own_masks import Annotation, OwnVideo, read_mask
 from combo_hf.data.own_rows import check_shape
 from combo_hf.data.subsets import OWN, SPLITS
-from combo_hf.files.pool import run_tasks, show_progress
+from combo_hf.files.pool import run_tasks
+from combo_hf.files.progress import Progress
 from combo_hf.image_processing_combo import IGNORE_INDEX
 from combo_hf.media_combo import MediaInfo, probe_media
 
@@ -32,17 +33,15 @@ def check_own(
     Raises:
         ValueError: no such folder, or without videos.
     """
-    from tqdm import tqdm
-
     folder = OwnFolder(root)
     findings = list(folder.findings)
     tasks = [(video, tuple(folder.classes), folder.root) for video in folder.annotated()] if decode else []
     used: dict[str, set[int]] = {split: set() for split in SPLITS}
-    with tqdm(total=len(tasks), unit="video", desc="check", disable=show_progress(progress)) as bar:
+    with Progress("check", "video", len(tasks), shown=progress is not False) as bar:
         for video, found, classes in run_tasks(_check_video, tasks, num_processes):
             findings += found
             used[video.split] |= classes
-            bar.update()
+            bar.advance()
     if tasks and folder.classes:
         findings += _unused(folder.classes, used)
     return sorted(findings, key=lambda finding: (not finding.serious, finding.code, finding.where))

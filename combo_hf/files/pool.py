@@ -116,8 +116,3 @@ def _prepare_worker() -> None:
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()
-
-
-def show_progress(progress: bool | None) -> bool | None:
-    """What tqdm calls `disable`: `None` shows a bar on a terminal only."""
-    return None if progress is None else not progress

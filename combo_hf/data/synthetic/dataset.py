@@ -28,6 +28,7 @@ from combo_hf.data.synthetic.clip import (
 from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
 from combo_hf.files.folder_lock import MARKER, only_run
 from combo_hf.files.pool import run_tasks
+from combo_hf.files.progress import Progress
 
 
 __all__ = [
@@ -226,12 +227,10 @@ def _prepare(settings: _Settings, output: Path) -> None:
 
 
 def _run(settings: _Settings, output: Path, shards: list[_Shard], num_processes: int, progress: bool) -> None:
-    from tqdm import tqdm
-
     total, work = sum(settings.num_clips.values()), functools.partial(_write_shard, settings, output)
-    with tqdm(total=total, unit="clip", desc=f"{settings.kind} clips", disable=not progress) as bar:
+    with Progress(f"{settings.kind} clips", "clip", total, shown=progress) as bar:
         for count in run_tasks(work, shards, num_processes):
-            bar.update(count)
+            bar.advance(count)
 
 
 def write_dataset(
@@ -264,7 +263,7 @@ def write_dataset(
         num_frames (`int`, *optional*): seconds per clip, see [`synthesize_clip`].
         maskiges (`str`, *optional*): name of a proposal generator; without it rows hold no Maskiges.
         fps (`float`, defaults to 25): of the mp4 files.
-        progress (`bool`, defaults to `True`): show a bar.
+        progress (`bool`, defaults to `True`): show how far it has come, see [`Progress`].
 
     Returns:
         `Path`: the folder.

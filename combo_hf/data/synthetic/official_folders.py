@@ -26,7 +26,8 @@ from combo_hf.data.subsets import AVSS_CLASSES, RULES, SubsetRule, subset_rule
 from combo_hf.data.synthetic.clip import CATEGORIES, SyntheticClip, plan_clip, synthesize_clip
 from combo_hf.files.atomic import remove_leftovers, write_below
 from combo_hf.files.folder_lock import only_run
-from combo_hf.files.pool import run_tasks, show_progress
+from combo_hf.files.pool import run_tasks
+from combo_hf.files.progress import Progress
 
 
 PROCESSED_SIZE = 224
@@ -68,7 +69,7 @@ def write_official(
         maskiges (`str`, *optional*): name of a proposal generator, whose Maskiges are written too.
         processed (`bool`): AVSS: also the 224 x 224 pictures.
         num_processes (`int`, defaults to 1): above 1, a script needs the `if __name__ == "__main__"` guard.
-        progress (`bool`, *optional*): show a bar; default on a terminal only.
+        progress (`bool`, *optional*): show how far it has come (default), see [`Progress`]; off: nothing.
 
     Returns:
         `Path`: the folder of the subset.
@@ -77,8 +78,6 @@ def write_official(
         ValueError: an unknown name, a number out of range, or a folder that holds the subset already.
         FileExistsError: another process writes in the folder.
     """
-    from tqdm import tqdm
-
     subset_rule(subset, processed)
     if not num_clips or min(num_clips.values()) < 1 or size < 32:
         raise ValueError(f"wanted at least one clip for each split and size >= 32, got {dict(num_clips)} and {size}.")
@@ -94,11 +93,11 @@ def write_official(
         for index in range(count)
     ]
     rows = {}
-    with only_run(home), tqdm(total=len(tasks), unit="clip", desc=subset, disable=show_progress(progress)) as bar:
+    with only_run(home), Progress(subset, "clip", len(tasks), shown=progress is not False) as bar:
         remove_leftovers(home, deep=True)
         for number, row in run_tasks(_write_clip, tasks, num_processes):
             rows[number] = row
-            bar.update()
+            bar.advance()
         _write_tables(home, subset, [row for _, row in sorted(rows.items())])
     return home
 
