@@ -8,7 +8,7 @@ own, seeded by (seed, epoch, index): it depends neither on the number of workers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -147,19 +147,40 @@ def make_example(
     return plain_example(clip, image_size)
 
 
+class ClipNames(list[str]):
+    """Names of the clips of a batch, which also keep a batch of packed clips from being cut by frames.
+
+    `accelerate` puts streamed batches of several processes together and cuts them along the first axis, unless told
+    otherwise; it begins with the names, and cannot do it to them.
+
+    Raises:
+        TypeError: says what to tell it.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        try:
+            super().__init__(names)
+        except TypeError as error:
+            raise TypeError(
+                "batches of packed clips cannot be put together and cut; for streamed rows on several processes: "
+                "Accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=False))"
+            ) from error
+
+
 class ComboCollator:
     """Clips -> what [`ComboForAudioVisualSegmentation`] takes, and `video_ids` beside it.
 
     Args:
         use_maskige (`bool`): off: `maskige_values` is left out.
+        names (`bool`): off: `video_ids` is left out, for `transformers.Trainer`, which hands all to the model.
 
-    Returns (of a call): `dict` with `pixel_values` and `maskige_values` (F, 3, H, W) float32, `input_features` (F, 1,
-    96, 64), `num_frames` (B,) int64, `mask_labels` (one (C_i, H, W) float per annotated frame), `class_labels` (one
-    (C_i,) int64 each), `label_frames` (F,) bool and `video_ids` (B strings).
+    Returns (of a call): `dict` with `video_ids` (B strings), `pixel_values` and `maskige_values` (F, 3, H, W) float32,
+    `input_features` (F, 1, 96, 64), `num_frames` (B,) int64, `mask_labels` (one (C_i, H, W) float per annotated
+    frame), `class_labels` (one (C_i,) int64 each) and `label_frames` (F,) bool.
     """
 
-    def __init__(self, use_maskige: bool = True) -> None:
-        self.use_maskige = use_maskige
+    def __init__(self, use_maskige: bool = True, names: bool = True) -> None:
+        self.use_maskige, self.names = use_maskige, names
 
     def __call__(self, examples: Sequence[ClipExample | Mapping[str, Any]]) -> dict[str, Any]:
         """Pack clips.
@@ -178,7 +199,8 @@ class ComboCollator:
         sizes = {tuple(example.frames.shape[2:]) for example in clips}
         if len(sizes) > 1:
             raise ValueError(f"the clips of a batch must have one image size, got {sorted(sizes)}.")
-        batch: dict[str, Any] = {"pixel_values": self._normalise([example.frames for example in clips])}
+        batch: dict[str, Any] = {"video_ids": ClipNames(example.video_id for example in clips)} if self.names else {}
+        batch["pixel_values"] = self._normalise([example.frames for example in clips])
         if self.use_maskige:
             maskiges = [example.maskiges for example in clips if example.maskiges is not None]
             if len(maskiges) < len(clips):
@@ -192,7 +214,6 @@ class ComboCollator:
             "mask_labels": [masks for masks, _ in targets],
             "class_labels": [classes for _, classes in targets],
             "label_frames": torch.cat([example.label_frames for example in clips]),
-            "video_ids": [example.video_id for example in clips],
         }
 
     def _normalise(self, pictures: list[torch.Tensor]) -> torch.Tensor:
