@@ -272,6 +272,8 @@ def _compare(wanted: dict[str, Any], record: Path, output: Path) -> None:
         begun = json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{record.name} is damaged; start anew (--restart) or choose another folder.") from error
+    if begun.get("log_mel") is False:  # a column that earlier builds could have
+        del begun["log_mel"]
     changed = sorted(key for key in wanted.keys() | begun.keys() if wanted.get(key) != begun.get(key))
     if not changed:
         return

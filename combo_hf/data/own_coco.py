@@ -25,8 +25,8 @@ MAX_JSON = 1 << 30
 _ENDING = re.compile(r"\.(?:png|jpe?g|webp|bmp|tiff?)$", re.IGNORECASE)
 _ROBOFLOW = re.compile(r"_(?:jpe?g|png)\.rf\.[0-9A-Za-z]+$")
 _LABEL_STUDIO = re.compile(r"^[0-9a-f]{8}-")
-_TIME = re.compile(r"^(?:(?P<video>.+)_)?t?(?P<seconds>\d+(?:[.-]\d+)?)s?$")
-_FRAME = re.compile(r"^(?:(?P<video>.+)_)?frame_?(?P<number>\d+)$", re.IGNORECASE)
+_TIME = re.compile(r"^(?:(?P<video>.+)_)?t?(?P<seconds>\d{1,7}(?:[.-]\d+)?)s?$")
+_FRAME = re.compile(r"^(?:(?P<video>.+)_)?frame_?(?P<number>\d{1,9})$", re.IGNORECASE)
 
 
 class CocoReader:
@@ -165,6 +165,6 @@ def _key(entry: Mapping[str, Any], name: str) -> int | str | None:
 
 def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     height, width = image.get("height"), image.get("width")
-    if not isinstance(height, int) or not isinstance(width, int):
+    if not isinstance(height, int) or not isinstance(width, int) or height is True or width is True:
         return None
     return (height, width) if 1 <= min(height, width) and max(height, width) <= MAX_SIDE else None

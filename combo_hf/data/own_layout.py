@@ -18,7 +18,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +32,10 @@ from combo_hf.data.subsets import OWN, SPLITS
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp")
 MAX_CLASSES = 254
+MAX_TIME = 1e7  # s
 MAX_JSON = 1 << 30
 NOT_OURS = ("package.json", "compose.json", "synthetic.json")
-_SECONDS = re.compile(r"\d+(?:[.]\d+)?")
+_SECONDS = re.compile(r"\d{1,7}(?:[.]\d+)?")
 
 
 class OwnFolder:
@@ -183,19 +183,23 @@ class OwnFolder:
         masks = entry.get("masks", [])
         for mask in masks if isinstance(masks, list) else [masks]:
             time = mask.get("time") if isinstance(mask, dict) else None
-            if not isinstance(time, (int, float)) or not math.isfinite(time) or time < 0:
+            if not isinstance(time, (int, float)) or not 0 <= time < MAX_TIME:
                 self.add("metadata-mask", where, 'wanted masks as [{"time": seconds, "mask": "file.png"}, ...]')
                 continue
             name = mask.get("mask")
             path = None if name is None else self._inside(str(name))
-            if name is not None and (path is None or not path.is_file()):
+            if name is not None and path is None:
                 self.add("mask-missing", where, f"the mask {name!r} is not there")
                 continue
             self.annotate(video, Annotation(float(time), IndexMask(path), f"{where}, {time} s"))
 
     def _inside(self, name: str) -> Path | None:
-        path = (self.root / name).resolve()
-        return path if path.is_relative_to(self.root.resolve()) else None
+        """The file of a name, if it is one below the folder."""
+        try:
+            path = (self.root / name).resolve()
+            return path if path.is_relative_to(self.root.resolve()) and path.is_file() else None
+        except (ValueError, OSError):  # zero bytes, half characters, too long
+            return None
 
     def annotate(self, video: OwnVideo, annotation: Annotation) -> None:
         """Give a video a mask; a second one at the same time is a fault."""

@@ -133,7 +133,7 @@ def _filled(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _is_polygon(polygon: Any) -> bool:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         return False
-    return all(type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e6 for value in polygon)
+    return all(type(value) in (int, float) and abs(value) < 1e6 for value in polygon)
 
 
 def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from fixtures_own import CLASSES, FAULTS, label_map, make_folder, write_json
+from fixtures_own import CLASSES, FAULTS, coco, label_map, make_folder, write_json
 from PIL import Image
 
 from combo_hf.cli import main
@@ -227,6 +227,36 @@ def test_faults(folder: Path, tmp_path: Path, name: str) -> None:
         assert not [path for path in (tmp_path / "out").rglob("*.parquet")]
     else:
         build_own(folder, tmp_path / "out")
+
+
+STRANGE: list[Any] = [
+    *(None, True, -1, 0, 1e300, 10**400, float("nan")),
+    *("", "\0", "\ud800", "x" * 5000, "9" * 5000, "a_" + "9" * 500),
+    *([], {}, [[]], [{}], [["x"] * 6], [[1e300] * 6]),
+    *({"size": [48, 64], "counts": [10**400]}, {"size": [48, 64], "counts": "o" * 90}),
+]
+
+
+@pytest.mark.parametrize("layout", ["coco", "metadata"])
+def test_strange_values_are_faults_or_nothing(folder: Path, layout: str) -> None:
+    """Each value of the table in place of each part of the file: no exception, whatever it is."""
+    (to_metadata if layout == "metadata" else coco)(folder)
+    path = folder / ("metadata.jsonl" if layout == "metadata" else "coco.json")
+    text = path.read_text()
+    good = [json.loads(line) for line in text.splitlines()] if layout == "metadata" else json.loads(text)
+
+    def places(value: Any) -> list[tuple[Any, Any]]:
+        keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+        return [(value, key) for key in keys] + [place for key in keys for place in places(value[key])]
+
+    for inside, key in places(good):
+        kept = inside[key]
+        for strange in STRANGE:
+            inside[key] = strange
+            lines = "\n".join(map(json.dumps, good)) if layout == "metadata" else json.dumps(good)
+            path.write_text(lines)
+            OwnFolder(folder)
+        inside[key] = kept
 
 
 def test_broken_videos_are_left_out_on_request(folder: Path, tmp_path: Path) -> None:
