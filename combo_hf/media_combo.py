@@ -17,8 +17,17 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
-from .media_combo_source import MAX_SECONDS, SAMPLING_RATE, MediaError, MediaFile, MediaSource, open_media
-from .media_combo_tracks import PictureTrack, SoundTrack, picture_track, sound_track
+from .media_combo_source import (
+    MAX_SECONDS,
+    SAMPLING_RATE,
+    MediaError,
+    MediaFile,
+    MediaSource,
+    TrackChoice,
+    choose_tracks,
+    open_media,
+)
+from .media_combo_tracks import PictureTrack, SoundTrack, packets_of, picture_track, sound_track
 
 
 try:
@@ -103,21 +112,23 @@ class Clip:
     warnings: list[str] = field(default_factory=list)
 
 
-def probe_media(source: MediaSource) -> MediaInfo:
+def probe_media(source: MediaSource, video_track: int | None = None, audio_track: int | None = None) -> MediaInfo:
     """Size, length and tracks of a video. Reads the file through, decodes only its first picture.
 
     Args:
         source: path, bytes or http(s) URL.
+        video_track, audio_track (`int`, *optional*): as in [`iter_clips`].
 
     Raises:
         MediaError: unreadable, or no picture in it.
         TypeError: another kind of source.
     """
     with open_media(source) as media, media.open() as container, media.open() as again:
-        track = picture_track(media, container)
+        choice = choose_tracks(media, video_track, audio_track)
+        track = picture_track(media, container, choice)
         next(iter(track))
-        end, count = _timing(track, picture_track(media, again))
-        sound = sound_track(media, container, None)
+        end, count = _timing(track, again, choice)
+        sound = sound_track(media, container, choice, None)
         codec = None if sound is None else sound.stream.codec_context
         track.end = end
         rate = track.stream.average_rate
@@ -137,17 +148,18 @@ def probe_media(source: MediaSource) -> MediaInfo:
         )
 
 
-def _timing(started: PictureTrack, unread: PictureTrack) -> tuple[float, int]:
+def _timing(started: PictureTrack, unread: InputContainer, choice: TrackChoice) -> tuple[float, int]:
     """End in s and number of pictures, from the packets."""
     end, count = started.end, 0
-    for packet in unread.packets():
+    again = packets_of(started, unread, choice)
+    for packet in again.packets():
         if packet.size and not packet.is_discard:
             count += 1
             if packet.pts is not None:
-                end = max(end, started.seconds(packet.pts + (packet.duration or unread.step)))
+                end = max(end, started.seconds(packet.pts + (packet.duration or started.step)))
             else:
-                end = max(end, started.seconds(count * unread.step))
-    started.damaged += unread.damaged
+                end = max(end, started.seconds(count * started.step))
+    started.damaged += again.damaged
     return min(end, float(MAX_SECONDS)), max(1, count)
 
 
@@ -161,6 +173,9 @@ def iter_clips(
     fps: int = 1,
     start: float | None = None,
     stop: float | None = None,
+    max_seconds: float | None = None,
+    video_track: int | None = None,
+    audio_track: int | None = None,
 ) -> Iterator[Clip]:
     """Windows of a video, one after the other, without overlap. The waveforms put together are the video's.
 
@@ -169,9 +184,14 @@ def iter_clips(
         frames_per_clip (`int`): seconds of a window; the last one is shorter.
         fps (`int`): pictures per second n; picture j of second k is the one shown at k + (j + 15/16) / n.
         start, stop (`float`, *optional*): part of the video, in s. What lies before `start` is decoded and dropped.
+        max_seconds (`float`, *optional*): a longer video is refused when the reading gets there, whatever its header
+            says.
+        video_track, audio_track (`int`, *optional*): number of the track among those of its kind, from 1; default:
+            what a player would take.
 
     Raises:
-        ValueError: an impossible window, fps or part; `MediaError` (while reading): an unusable file.
+        ValueError: an impossible window, fps, part or limit; `MediaError` (while reading): an unusable file, one that
+            is too long, or no such track.
         TypeError: another kind of source.
     """
     for name, value in (("frames_per_clip", frames_per_clip), ("fps", fps)):
@@ -181,33 +201,50 @@ def iter_clips(
     end = math.inf if stop is None else float(stop)
     if not 0 <= begin < end:
         raise ValueError(f"start and stop must satisfy 0 <= start < stop, got {start} and {stop}.")
-    return _windows(source, int(frames_per_clip), int(fps), begin, end)
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be above 0, got {max_seconds!r}.")
+    limit = math.inf if max_seconds is None else float(max_seconds)
+    return _windows(source, int(frames_per_clip), int(fps), (begin, end, limit), (video_track, audio_track))
 
 
-def read_clip(source: MediaSource, fps: int = 1, max_seconds: int = 600) -> Clip:
+def read_clip(
+    source: MediaSource,
+    fps: int = 1,
+    max_seconds: int = 600,
+    video_track: int | None = None,
+    audio_track: int | None = None,
+) -> Clip:
     """The whole video as one [`Clip`]; for videos of a few seconds. All its pictures are in memory at once.
 
     Args:
-        source, fps: as in [`iter_clips`].
+        source, fps, video_track, audio_track: as in [`iter_clips`].
         max_seconds (`int`): a longer video is refused (600 s of 1080p take 3.7 GB); [`iter_clips`] reads any length.
 
     Raises:
         MediaError: too long; and as in [`iter_clips`].
         ValueError, TypeError: as in [`iter_clips`].
     """
-    clip = next(iter(iter_clips(source, frames_per_clip=max_seconds, fps=fps)))
+    clip = next(iter_clips(source, max_seconds, fps, video_track=video_track, audio_track=audio_track))
     if not clip.is_last:
         raise MediaError(f"the video is longer than {max_seconds} s; read it in windows by iter_clips.")
     return clip
 
 
-def _windows(source: MediaSource, length: int, fps: int, begin: float, end: float) -> Iterator[Clip]:
+def _windows(
+    source: MediaSource,
+    length: int,
+    fps: int,
+    part: tuple[float, float, float],
+    numbers: tuple[int | None, int | None],
+) -> Iterator[Clip]:
+    begin, end, limit = part
     with ExitStack() as stack:
         media = stack.enter_context(open_media(source))
-        track = picture_track(media, stack.enter_context(media.open()))
-        seconds = _seconds(media, track, fps, begin, end)
+        choice = choose_tracks(media, *numbers)
+        track = picture_track(media, stack.enter_context(media.open()), choice)
+        seconds = _seconds(media, _limited(media, track, limit), track, fps, begin, end)
         following: list[Image.Image] | None = next(seconds)
-        sound = sound_track(media, stack.enter_context(media.open()), track.origin)
+        sound = sound_track(media, stack.enter_context(media.open()), choice, track.origin)
         # sound and pictures are two passes: in one, an ill-interleaved file would pile up in memory
         first = 0
         while following is not None:
@@ -238,18 +275,35 @@ def _warnings(track: PictureTrack, sound: SoundTrack | None, complete: bool) -> 
     notes = track.warnings(complete)
     if sound is not None and sound.damaged:
         notes.append(f"damaged packets skipped in the sound: {sound.damaged}.")
+    if sound is not None and len(sound.forms) > 1:
+        notes.append(f"the form of the sound changes on the way: {', '.join(sound.forms)}.")
     if sound is not None and complete and not sound.samples:
         notes.append("nothing of the sound can be decoded; it is silence.")
     return notes
 
 
-def _seconds(media: MediaFile, track: PictureTrack, fps: int, begin: float, end: float) -> Iterator[list[Image.Image]]:
+def _limited(media: MediaFile, track: PictureTrack, limit: float) -> Iterator[tuple[float, VideoFrame]]:
+    """The pictures of a track that must not go on for more than `limit` seconds."""
+    for now, frame in track:
+        if track.end - 0.5 > limit:  # half a second more does not count as another one
+            raise media.error(f"is longer than {limit:g} s.")
+        yield now, frame
+
+
+def _seconds(
+    media: MediaFile,
+    pictures: Iterator[tuple[float, VideoFrame]],
+    track: PictureTrack,
+    fps: int,
+    begin: float,
+    end: float,
+) -> Iterator[list[Image.Image]]:
     """The `fps` pictures of each second after `begin`; a second is given once it is known to count."""
     limit = math.inf if end == math.inf else _whole_seconds(end - begin)
     shown = _Shown(track)
     second: list[Image.Image] = []
     done = 0
-    for now, frame in track:
+    for now, frame in pictures:
         while done < limit and now > begin + done + (len(second) + FRAME_OFFSET) / fps:
             second.append(shown.image())
             if len(second) == fps:
@@ -284,13 +338,16 @@ class _Shown:
         return self._shown
 
 
-def load_audio(source: MediaSource, max_seconds: float = 3600) -> tuple[np.ndarray, int]:
+def load_audio(
+    source: MediaSource, max_seconds: float = 3600, audio_track: int | None = None
+) -> tuple[np.ndarray, int]:
     """The whole sound of a file as 16 kHz mono.
 
     Args:
         source: path, bytes or http(s) URL of a sound or a video. In a video the time counts from its first picture.
         max_seconds (`float`): a longer sound is refused, whatever its header says (an hour takes 230 MB, and 1 MB of
             flac can hold a day of silence).
+        audio_track (`int`, *optional*): as in [`iter_clips`].
 
     Returns:
         `tuple[np.ndarray, int]`: float32 `(N,)`, the mean of the channels, not clipped to [-1, 1]; and 16000 Hz.
@@ -300,7 +357,8 @@ def load_audio(source: MediaSource, max_seconds: float = 3600) -> tuple[np.ndarr
         TypeError: another kind of source.
     """
     with open_media(source) as media, media.open() as container, media.open() as again:
-        sound = sound_track(media, again, _first_picture(media, container))
+        choice = choose_tracks(media, None, audio_track)
+        sound = sound_track(media, again, choice, _first_picture(media, container, choice))
         if sound is None:
             raise media.error("has no sound track.")
         waveform = sound.take_rest(max_seconds)
@@ -309,11 +367,9 @@ def load_audio(source: MediaSource, max_seconds: float = 3600) -> tuple[np.ndarr
         return waveform, SAMPLING_RATE
 
 
-def _first_picture(media: MediaFile, container: InputContainer) -> Fraction | None:
+def _first_picture(media: MediaFile, container: InputContainer, choice: TrackChoice) -> Fraction | None:
     """Time stamp of the first picture in s, None if there is none."""
     try:
-        track = picture_track(media, container)
-        next(iter(track))
+        return picture_track(media, container, choice).origin
     except MediaError:
         return None
-    return track.origin

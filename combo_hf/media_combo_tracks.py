@@ -7,6 +7,7 @@ its offset to the pictures. Nothing seeks: one sequential decode of 10 s 720p co
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -15,7 +16,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .media_combo_source import MAX_PIXELS, MAX_SECONDS, SAMPLING_RATE, MediaFile
+from .media_combo_shown import (
+    RGB,
+    SDR,
+    Colour,
+    Deinterlacer,
+    ToneMapper,
+    colour_of,
+    is_hdr,
+    orientation_of,
+    square_pixels,
+)
+from .media_combo_source import MAX_PIXELS, MAX_SECONDS, SAMPLING_RATE, MediaFile, TrackChoice
 
 
 try:
@@ -32,41 +44,61 @@ except ImportError:  # the model itself needs no media files
 
 
 SOUND_GAP = Fraction(1, 10)  # s; time stamps that leave the sample count by more are believed
+HDR_NOTE = "HDR colours (PQ or HLG) were brought to the range of ordinary screens (SDR, BT.709)."
+INTERLACED_NOTE = "interlaced pictures were deinterlaced."
 
 
-def picture_track(media: MediaFile, container: InputContainer) -> PictureTrack:
-    """The first picture track that is not a cover.
+def picture_track(media: MediaFile, container: InputContainer, choice: TrackChoice) -> PictureTrack:
+    """The chosen picture track, its first picture decoded.
 
     Raises:
-        MediaError: there is none, or its pictures are too large.
+        MediaError: there is none, its pictures are too large, or none can be decoded.
     """
-    for stream in container.streams.video:
-        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
-            return PictureTrack(media, container, stream)
-    raise media.error("has no pictures; a video is needed.")
+    if choice.pictures is None:
+        raise media.error("has no pictures; a video is needed.")
+    stream = container.streams[choice.pictures]
+    assert isinstance(stream, VideoStream)
+    return PictureTrack(media, container, stream, choice)
 
 
-def sound_track(media: MediaFile, container: InputContainer, origin: Fraction | None) -> SoundTrack | None:
-    """The first sound track, or None. `origin`: see [`SoundTrack`]."""
-    for stream in container.streams.audio:
-        if stream.codec_context is not None:
-            return SoundTrack(media, container, stream, origin)
-    return None
+def sound_track(
+    media: MediaFile, container: InputContainer, choice: TrackChoice, origin: Fraction | None
+) -> SoundTrack | None:
+    """The chosen sound track, or None. `origin`: see [`SoundTrack`]."""
+    if choice.sound is None:
+        return None
+    stream = container.streams[choice.sound]
+    assert isinstance(stream, AudioStream)
+    return SoundTrack(media, container, stream, choice, origin)
+
+
+def packets_of(track: PictureTrack, container: InputContainer, choice: TrackChoice) -> _Track:
+    """The same track in another opening of the file, for its packets."""
+    return _Track(track.media, container, track.stream, choice)
 
 
 class _Track:
     """What both kinds of track share: packets that do not decode are skipped and counted."""
 
-    def __init__(self, media: MediaFile, container: InputContainer, stream: VideoStream | AudioStream) -> None:
+    def __init__(
+        self, media: MediaFile, container: InputContainer, stream: VideoStream | AudioStream, choice: TrackChoice
+    ) -> None:
         self.media = media
         self.container = container
         self.time_base = stream.time_base or Fraction(1, av.time_base)
         self.damaged = 0
         self._index = stream.index
+        self._breaks = choice.breaks.get(stream.index, [])
 
     def packets(self) -> Iterator[Packet]:
-        """Packets of the track; a file that breaks off ends here."""
+        """Packets of the track; a file that breaks off ends here.
+
+        Raises:
+            MediaError: they are encrypted.
+        """
         packets = self.container.demux(self.container.streams[self._index])
+        breaks = list(self._breaks)
+        added, count = 0, 0
         while True:
             try:
                 packet = next(packets)
@@ -75,6 +107,14 @@ class _Track:
             except av.error.FFmpegError:
                 self.damaged += 1
                 return
+            if packet.has_sidedata("encryption_info"):
+                raise self.media.error("is encrypted (DRM); such files cannot be read.")
+            if breaks and breaks[0][0] == count:
+                added = round(breaks.pop(0)[1] / self.time_base)
+            if added:
+                packet.pts = None if packet.pts is None else packet.pts + added
+                packet.dts = None if packet.dts is None else packet.dts + added
+            count += 1
             yield packet
 
     def _decode(self) -> Iterator[Any]:
@@ -91,26 +131,42 @@ class _Track:
 class PictureTrack(_Track):
     """Pictures in order of time.
 
-    Attributes (all but `stream` known from the first picture on):
-        origin (`Fraction`): time stamp of the first picture on the clock of the file, in s.
-        turns (`int`): quarter turns counter-clockwise that show the picture upright (phones; display matrix).
+    Attributes:
+        first (`int`): time stamp of the first picture on the clock of the file, in ticks.
+        origin (`Fraction`): the same in s.
+        orientation (`Orientation`): what shows the picture upright (phones; display matrix).
         size (`tuple[int, int]`): width and height as shown. Later pictures of another size are scaled to it.
+        colour (`Colour`): of the planes that [`planes`] gives.
         end (`float`): end of the latest picture, in s from the first.
     """
 
-    def __init__(self, media: MediaFile, container: InputContainer, stream: VideoStream) -> None:
-        super().__init__(media, container, stream)
+    def __init__(self, media: MediaFile, container: InputContainer, stream: VideoStream, choice: TrackChoice) -> None:
+        super().__init__(media, container, stream, choice)
         self.stream = stream
         codec = stream.codec_context
         self._check_size(codec.width, codec.height)
         codec.options = {"max_pixels": str(MAX_PIXELS)}
         rate = stream.average_rate or stream.guessed_rate or 25
         self.step = max(1, round(1 / (rate * self.time_base)))  # ticks
-        self.origin: Fraction | None = None
-        self.turns = 0
-        self.size = self._coded = (0, 0)
         self.end = 0.0
-        self._first = self._last = 0
+        self._notes = list(choice.notes)
+        self._tone_mapper = ToneMapper()
+        self._deinterlacer = Deinterlacer(self.time_base)
+        self._frames = self._deinterlaced()
+        first = next(self._frames, None)
+        if first is None:
+            raise media.error("no picture can be decoded.")
+        self._frames = itertools.chain([first], self._frames)
+        self.first = first.pts or 0
+        self.origin = self.first * self.time_base
+        self.orientation = orientation_of(first)
+        self._flat = square_pixels(first.width, first.height, stream.sample_aspect_ratio)  # before it is turned
+        self._check_size(*self._flat)
+        self.size = self._flat[::-1] if self.orientation.transpose else self._flat
+        self.colour = colour_of(first)
+        self._is_hdr = is_hdr(first)
+        if self._is_hdr or self.colour.matrix == RGB:
+            self.colour = SDR
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
@@ -118,59 +174,86 @@ class PictureTrack(_Track):
 
     def seconds(self, ticks: int) -> float:
         """Seconds from the first picture to a time stamp, correctly rounded."""
-        return (ticks - self._first) * self.time_base.numerator / self.time_base.denominator
+        return (ticks - self.first) * self.time_base.numerator / self.time_base.denominator
 
     def __iter__(self) -> Iterator[tuple[float, VideoFrame]]:
         """Time in s and decoded frame; `frame.pts` and `frame.duration` are filled, `pts` strictly grows.
 
         Raises:
-            MediaError: no picture decodes, or one is too large.
+            MediaError: a picture is too large, or its time stamp.
         """
-        frame: VideoFrame
-        for frame in self._decode():
-            self._check_size(frame.width, frame.height)
-            if self.origin is None:
-                self._start(frame)
-            ticks = self._last + self.step if frame.pts is None else frame.pts
-            ticks = max(ticks, self._last + 1)
-            frame.pts = self._last = ticks
-            frame.duration = frame.duration or self.step
+        for frame in self._frames:
+            ticks = frame.pts or 0
             self.end = self.seconds(ticks + frame.duration)
             now = self.seconds(ticks)
             if now > MAX_SECONDS:
                 raise self.media.error(f"a time stamp of {now:.0f} s; at most {MAX_SECONDS} s are read.")
             yield now, frame
-        if self.origin is None:
-            raise self.media.error("no picture can be decoded.")
 
-    def _start(self, frame: VideoFrame) -> None:
-        self._first = frame.pts or 0
-        self._last = self._first - self.step
-        self.origin = self._first * self.time_base
-        self.turns = round(frame.rotation / 90) % 4
-        self._coded = (frame.width, frame.height)
-        self.size = (frame.height, frame.width) if self.turns % 2 else self._coded
+    def _deinterlaced(self) -> Iterator[VideoFrame]:
+        for frame in self._timed():
+            yield from self._deinterlacer.push(frame)
+        yield from self._deinterlacer.flush()
 
-    def planes(self, frame: VideoFrame, pixels: str) -> np.ndarray:
-        """The picture as coded, in the size of the first one, in a pixel format of PyAV."""
-        width, height = self._coded
-        return frame.reformat(width=width, height=height, format=pixels).to_ndarray()
+    def _timed(self) -> Iterator[VideoFrame]:
+        """Decoded frames with time stamps that strictly grow."""
+        last: int | None = None
+        frame: VideoFrame
+        for frame in self._decode():
+            self._check_size(frame.width, frame.height)
+            if last is None:
+                frame.pts = frame.pts or 0
+            elif frame.pts is None:
+                frame.pts = last + self.step
+            else:
+                frame.pts = max(frame.pts, last + 1)
+            last = frame.pts
+            frame.duration = frame.duration or self.step
+            yield frame
+
+    def planes(self, frame: VideoFrame, pixels: str) -> VideoFrame:
+        """The picture as coded, but with square pixels and in the size of the first one.
+
+        Args:
+            frame: of this track.
+            pixels: a YUV pixel format of 8 bits; the colours are those of [`colour`].
+        """
+        return self._converted(frame, pixels, self.colour)
 
     def image(self, frame: VideoFrame) -> Image.Image:
         """The picture as shown, RGB."""
-        return Image.fromarray(np.ascontiguousarray(np.rot90(self.planes(frame, "rgb24"), self.turns)))
+        return Image.fromarray(np.ascontiguousarray(self.orientation.apply(self._rgb(frame))))
+
+    def _rgb(self, frame: VideoFrame) -> np.ndarray:
+        return self._converted(frame, "rgb24", None).to_ndarray()  # (H, W, 3)
+
+    def _converted(self, frame: VideoFrame, pixels: str, target: Colour | None) -> VideoFrame:
+        if is_hdr(frame):
+            frame = self._tone_mapper.map(frame)
+        colour = colour_of(frame)
+        source = {} if colour.matrix == RGB else {"src_colorspace": colour.matrix, "src_color_range": colour.range}
+        wanted = {} if target is None else {"dst_colorspace": target.matrix, "dst_color_range": target.range}
+        width, height = self._flat
+        kernel = "BILINEAR" if (frame.width, frame.height) == self._flat else "BICUBIC"
+        return frame.reformat(width, height, pixels, interpolation=kernel, **source, **wanted)
 
     def warnings(self, complete: bool) -> list[str]:
         """What the reader of the result should know; `complete`: the track was read to its end."""
-        notes = [f"damaged packets skipped in the video: {self.damaged}."] if self.damaged else []
+        notes = list(self._notes)
+        if self._is_hdr:
+            notes.append(HDR_NOTE)
+        if self._deinterlacer.used:
+            notes.append(INTERLACED_NOTE)
+        if self.damaged:
+            notes.append(f"damaged packets skipped in the video: {self.damaged}.")
         promised = float((self.stream.duration or 0) * self.time_base)
-        if complete and promised - self.end > 0.5:
+        if complete and promised - self.end > 0.5 and not self._breaks:
             notes.append(f"the video breaks off at {self.end:.2f} s; its header says {promised:.2f} s.")
         return notes
 
 
 class SoundTrack(_Track):
-    """16 kHz mono sound, read forward, sample n at n / 16000 s after `origin`.
+    """Sound, read forward; sample n of the 16 kHz mono sound lies at n / 16000 s after `origin`.
 
     The channels are averaged after resampling: the down-mix of FFmpeg to mono is 3 dB louder than their mean. One
     resampler runs through the whole track, so windows put together equal the track read at once.
@@ -180,12 +263,18 @@ class SoundTrack(_Track):
     """
 
     def __init__(
-        self, media: MediaFile, container: InputContainer, stream: AudioStream, origin: Fraction | None
+        self,
+        media: MediaFile,
+        container: InputContainer,
+        stream: AudioStream,
+        choice: TrackChoice,
+        origin: Fraction | None,
     ) -> None:
-        super().__init__(media, container, stream)
+        super().__init__(media, container, stream, choice)
         self.stream = stream
         self.origin = origin
         self.samples = 0  # read so far
+        self.forms: dict[str, None] = {}  # rates and layouts met so far, in order
         self._chunks = self._read()
         self._waiting: deque[tuple[int, np.ndarray]] = deque()
         self._ahead = 0.0  # first sample not yet read
@@ -232,54 +321,63 @@ class SoundTrack(_Track):
         return waveform
 
     def _read(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Chunks that follow each other without overlap, each with its first sample (0 or later)."""
-        free = 0
-        for position, chunk in self._resampled():
-            if not np.isfinite(chunk).all():
+        """Mono chunks, each with its first sample (0 or later)."""
+        for position, chunk in self.resampled(SAMPLING_RATE):
+            mono = chunk.mean(axis=0, dtype=np.float32)  # (C, N) -> (N,)
+            if not np.isfinite(mono).all():
                 raise self.media.error(f"the sound has NaN or infinite samples at {position / SAMPLING_RATE:.1f} s.")
-            if position > MAX_SECONDS * SAMPLING_RATE:
+            self.samples += len(mono)
+            yield position, mono
+
+    def resampled(self, rate: int, layout: str | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Chunks `(channels, N)` float32 that follow each other without overlap, each with its first sample.
+
+        Args:
+            rate: in Hz.
+            layout: of the channels, as FFmpeg calls them; default: as they come, which may change on the way.
+        """
+        free = 0
+        for position, chunk in self._stretches(rate, layout):
+            if position > MAX_SECONDS * rate:
                 return
-            chunk = chunk[max(0, free - position) :]
-            if len(chunk):
+            chunk = chunk[:, max(0, free - position) :]
+            if chunk.shape[1]:
                 position = max(position, free)
-                free = position + len(chunk)
-                self.samples += len(chunk)
+                free = position + chunk.shape[1]
                 yield position, chunk
 
-    def _resampled(self) -> Iterator[tuple[int, np.ndarray]]:
+    def _stretches(self, rate: int, layout: str | None) -> Iterator[tuple[int, np.ndarray]]:
+        """As decoded: a new resampler where the form of the sound changes, or its time stamps leave a gap."""
         resampler: AudioResampler | None = None
         form: tuple[int, str, str] | None = None
         position, expected = 0, self.origin or Fraction(0)
-        for frame in self.frames():
+        frame: AudioFrame
+        for frame in self._decode():
             begin = expected if frame.pts is None else frame.pts * (frame.time_base or self.time_base)
             found = (frame.sample_rate, frame.layout.name, frame.format.name)
             if resampler is None or form != found or abs(begin - expected) > SOUND_GAP:
                 if resampler is not None:
-                    yield from _mono(resampler, None, position)
+                    yield from _chunks(resampler, None, position)
                 if self.origin is None:
                     self.origin = begin
-                resampler, form, expected = _resampler(), found, begin
-                position = round((begin - self.origin) * SAMPLING_RATE)
+                resampler, form, expected = _resampler(rate, layout), found, begin
+                self.forms[f"{frame.sample_rate} Hz {frame.layout.name}"] = None
+                position = round((begin - self.origin) * rate)
             expected += Fraction(frame.samples, frame.sample_rate)
-            for position_of_chunk, chunk in _mono(resampler, frame, position):
+            for position_of_chunk, chunk in _chunks(resampler, frame, position):
                 yield position_of_chunk, chunk
-                position = position_of_chunk + len(chunk)
+                position = position_of_chunk + chunk.shape[1]
         if resampler is not None:
-            yield from _mono(resampler, None, position)
-
-    def frames(self) -> Iterator[AudioFrame]:
-        """Decoded stretches of sound."""
-        return self._decode()
+            yield from _chunks(resampler, None, position)
 
 
-def _resampler() -> AudioResampler:
+def _resampler(rate: int, layout: str | None) -> AudioResampler:
     # packed: PyAV 18.1 sees nine planes in a planar frame of eight channels and reads past the end
-    return AudioResampler(format="flt", layout=None, rate=SAMPLING_RATE)
+    return AudioResampler(format="flt", layout=layout, rate=rate)
 
 
-def _mono(resampler: AudioResampler, frame: AudioFrame | None, position: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Resample one frame (None: what is left) and average its channels; chunks with their first sample."""
+def _chunks(resampler: AudioResampler, frame: AudioFrame | None, position: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Resample one frame (None: what is left); chunks `(channels, N)` with their first sample."""
     for part in resampler.resample(frame):
-        chunk = part.to_ndarray().reshape(part.samples, -1).mean(axis=1, dtype=np.float32)
-        yield position, chunk
-        position += len(chunk)
+        yield position, part.to_ndarray().reshape(part.samples, -1).T
+        position += part.samples

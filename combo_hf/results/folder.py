@@ -74,6 +74,9 @@ def predict_to_folder(
     keep: int = 0,
     classes: Sequence[str] | None = None,
     progress: Callable[[int, int | None], None] | None = None,
+    video_track: int | None = None,
+    audio_track: int | None = None,
+    max_seconds: float | None = None,
 ) -> Prediction:
     """Segment a video and write what was found; memory does not grow with the length of the video.
 
@@ -93,9 +96,10 @@ def predict_to_folder(
         keep: return so many frames, evenly spread, with all their maps.
         classes: only these labels.
         progress: called with (windows done, windows in all or None).
+        video_track, audio_track, max_seconds: as for [`iter_clips`].
 
     Raises:
-        MediaError: the video cannot be read, or has no pictures.
+        MediaError: the video cannot be read, has no pictures, or is too long.
         OSError: the folder cannot be written.
         ValueError: `name` holds a folder.
     """

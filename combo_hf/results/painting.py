@@ -17,9 +17,14 @@ from combo_hf.media_combo_tracks import PictureTrack
 
 
 CONTOUR_ALPHA = 0.35  # added to alpha on the contour of a segment
-LUMA = {"bt601": (0.299, 0.587, 0.114), "bt709": (0.2126, 0.7152, 0.0722)}  # shares of R, G, B (ITU-R)
-BT709 = 1  # number of the BT.709 matrix in H.273; 0 is RGB, 2 unknown
-FULL_RANGE = 2  # of AVColorRange: Y, Cb, Cr use 0..255 (Motion JPEG, some phones), not 16..235 and 16..240
+# Shares of R, G, B in the luma, by number of the matrix in H.273; all others are those of BT.601.
+LUMA = {
+    1: (0.2126, 0.7152, 0.0722),  # BT.709
+    4: (0.30, 0.59, 0.11),  # FCC
+    7: (0.212, 0.701, 0.087),  # SMPTE 240M
+    9: (0.2627, 0.6780, 0.0593),  # BT.2020
+}
+LUMA_BT601 = (0.299, 0.587, 0.114)
 
 
 class Painter:
@@ -47,10 +52,10 @@ class Painter:
         self._maps = iter(label_maps)
         self._fps, self._alpha, self._track = fps, alpha, track
         self._colors = colors
-        matrix = "bt709" if track.stream.codec_context.colorspace == BT709 else "bt601"
-        self._yuv = to_yuv(colors, matrix, is_full_range(track))  # (K, 3)
+        self._yuv = to_yuv(colors, track.colour.matrix, track.colour.full)  # (K, 3)
         self._weights: list[tuple[tuple[slice, slice], np.ndarray, np.ndarray]] = []
         self._slot = -1
+        self._map: np.ndarray | None = None
         self._next: tuple[int, np.ndarray] | None = None
         self._ended = False
         self._room = np.empty(0, np.uint16)  # for products; new memory for each picture costs more than to multiply
@@ -61,7 +66,11 @@ class Painter:
         Raises:
             ValueError: a map of another size, type or class than can be painted.
         """
-        self._advance(int(now * self._fps))
+        self.advance(int(now * self._fps))
+        return self.mix(frame)
+
+    def mix(self, frame: VideoFrame) -> VideoFrame:
+        """A picture with the map that is due."""
         picture = even_picture(self._track, frame)
         for plane, (box, keep, add) in zip(picture.planes, self._weights, strict=False):
             part = plane_values(plane)[box]
@@ -70,20 +79,28 @@ class Painter:
             np.right_shift(mixed, 8, out=part, casting="unsafe")
         return picture
 
-    def _advance(self, slot: int) -> None:
-        """Take maps up to the one of this slot."""
+    def advance(self, slot: int) -> bool:
+        """Take maps up to the one of this slot; whether another one is due now.
+
+        Raises:
+            ValueError: as [`paint`].
+        """
+        before = self._map
         while self._slot < slot and not self._ended:
             if self._next is None:
                 item = next(self._maps, None)
                 if item is None:
                     self._ended = True
-                    return
+                    break
                 self._next = (int(item[0] * self._fps), np.asarray(item[1]))
             if self._next[0] > slot:
-                return
-            self._slot, label_map = self._next
+                break
+            self._slot, self._map = self._next
             self._next = None
-            self._weights = self._prepare(label_map)
+            self._weights = self._prepare(self._map)
+        if before is None or self._map is None:
+            return self._map is not before
+        return not np.array_equal(before, self._map)
 
     def _prepare(self, label_map: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
         """Box, keep and add for each of the planes Y, Cb, Cr; nothing where the map is empty."""
@@ -116,17 +133,9 @@ def _check_map(label_map: np.ndarray, size: tuple[int, int], num_colors: int) ->
         raise ValueError(f"a label map holds class {lowest} to {highest}, but there are {num_colors} colours.")
 
 
-def is_full_range(track: PictureTrack) -> bool:
-    """Whether Y, Cb and Cr of a video use all of 0..255."""
-    codec = track.stream.codec_context
-    return codec.pix_fmt is not None and (
-        codec.pix_fmt.startswith("yuvj") or (codec.pix_fmt.startswith("yuv") and codec.color_range == FULL_RANGE)
-    )
-
-
-def to_yuv(colors: np.ndarray, matrix: str, full: bool) -> np.ndarray:
-    """RGB `(K, 3)` to Y, Cb, Cr, uint16 `(K, 3)`."""
-    red, green, blue = LUMA[matrix]
+def to_yuv(colors: np.ndarray, matrix: int, full: bool) -> np.ndarray:
+    """RGB `(K, 3)` to Y, Cb, Cr, uint16 `(K, 3)`. matrix: number of H.273."""
+    red, green, blue = LUMA.get(matrix, LUMA_BT601)
     rgb = colors.astype(np.float64) / 255
     luma = rgb @ np.array([red, green, blue])
     half = (rgb[:, 2] - luma) / (1 - blue) / 2, (rgb[:, 0] - luma) / (1 - red) / 2  # -0.5 .. 0.5
@@ -161,15 +170,16 @@ def _even_slice(indices: np.ndarray) -> slice:
 
 def even_picture(track: PictureTrack, frame: VideoFrame) -> VideoFrame:
     """The picture as shown, a new yuv420p frame with even H and W; stays in YUV."""
-    if track.turns or track.size[0] % 2 or track.size[1] % 2:
-        planes = np.rot90(track.planes(frame, "yuv444p"), track.turns, axes=(1, 2))  # (3, H, W)
-        padded = np.ascontiguousarray(even(planes.transpose(1, 2, 0)).transpose(2, 0, 1))
-        return av.VideoFrame.from_ndarray(padded, format="yuv444p").reformat(format="yuv420p")
     width, height = track.size
-    given = frame.reformat(width=width, height=height, format="yuv420p")
+    if width % 2 or height % 2:
+        planes = track.planes(frame, "yuv444p").to_ndarray()  # (3, H, W) as coded
+        upright = even(track.orientation.apply(planes.transpose(1, 2, 0)))  # (H, W, 3) as shown
+        padded = np.ascontiguousarray(upright.transpose(2, 0, 1))
+        return av.VideoFrame.from_ndarray(padded, format="yuv444p").reformat(format="yuv420p")
+    given = track.planes(frame, "yuv420p")
     picture = av.VideoFrame(width, height, "yuv420p")  # the decoder may still need its own
     for old, new in zip(given.planes, picture.planes, strict=True):
-        np.copyto(plane_values(new), plane_values(old))
+        np.copyto(plane_values(new), track.orientation.apply(plane_values(old)))
     return picture
 
 

@@ -19,15 +19,18 @@ from PIL import Image
 
 from combo_hf.files.atomic import replacing
 from combo_hf.maskige_combo import PALETTE
-from combo_hf.media_combo_source import SAMPLING_RATE, MediaError, MediaSource, open_media
+from combo_hf.media_combo_shown import UNKNOWN
+from combo_hf.media_combo_source import SAMPLING_RATE, MediaError, MediaSource, choose_tracks, open_media
 from combo_hf.media_combo_tracks import PictureTrack, SoundTrack, picture_track, sound_track
-from combo_hf.results.painting import FULL_RANGE, Painter, even, is_full_range
+from combo_hf.results.painting import Painter, even
 
 
 ENDINGS = (".mp4", ".m4v", ".mov")
 X264_OPTIONS = {"preset": "veryfast", "threads": "1"}  # several threads gave other bytes once in sixty times
 # superfast with macroblock trees over ten pictures: size and quality of veryfast for two thirds of its time
 OVERLAY_OPTIONS = {"preset": "superfast", "x264-params": "rc-lookahead=10:mbtree=1"}
+STILL_SECONDS = 0.5  # a picture that is shown for longer is a still
+AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 
 
@@ -39,11 +42,13 @@ def write_overlay_video(
     fps: float = 1,
     alpha: float = 0.5,
     progress: Callable[[int, int | None], None] | None = None,
+    video_track: int | None = None,
+    audio_track: int | None = None,
 ) -> Path:
-    """Paint label maps over a video, at its resolution and with its time stamps and sound.
+    """Paint label maps over a video as it is shown, at its resolution and with its time stamps and sound.
 
     A picture shown at t takes the map of its slot floor(t * fps), else the latest one before it; pictures before the
-    first map stay as they are.
+    first map stay as they are. A still picture is repeated where the map changes.
 
     Args:
         source: path, bytes or http(s) URL of the video.
@@ -53,10 +58,12 @@ def write_overlay_video(
         colors (`np.ndarray` of shape `(K, 3)`, *optional*): uint8 RGB of each class; default the ADE20K colours.
         fps (`float`): maps per second, as they were predicted.
         alpha (`float`): share of the colour, 0 to 1; the contour gets a little more.
-        progress: called as `progress(pictures written, pictures in all or None)`.
+        progress: called as `progress(pictures read, pictures in all or None)`.
+        video_track, audio_track (`int`, *optional*): as in [`iter_clips`].
 
     Returns:
-        `Path`: what was written. Sound in AAC or MP3 is copied, other sound encoded as AAC.
+        `Path`: what was written. Sound in AAC or MP3 is copied, other sound encoded as AAC with the same channels.
+        RGB and HDR become 8 bit BT.709; other colours keep their tags.
 
     Raises:
         ValueError: impossible alpha, fps, colours, path, or a map that does not fit; `MediaError`: an unusable video.
@@ -65,21 +72,43 @@ def write_overlay_video(
     colors = np.asarray(PALETTE if colors is None else colors)
     _check_painting(source, path, colors, fps, alpha)
     with open_media(source) as media, media.open() as video, media.open() as sound_video:
-        track = picture_track(media, video)
-        # one shift for both tracks keeps the sound where it was
-        shift = Fraction(video.start_time or 0, av.time_base)
+        choice = choose_tracks(media, video_track, audio_track)
+        track = picture_track(media, video, choice)
+        # one zero for both tracks keeps the sound where it was
+        zero = Fraction(video.start_time or 0, av.time_base)
         with _mp4(path, media.error) as output:
-            pictures = _PictureWriter(output, track, shift)
-            sound = _SoundWriter(output, sound_track(media, sound_video, None), shift)
+            pictures = _PictureWriter(output, track, zero)
+            sound = _SoundWriter(output, sound_track(media, sound_video, choice, zero), zero)
             painter = Painter(label_maps, colors, fps, alpha, track)
-            for count, (now, frame) in enumerate(track, start=1):
-                pictures.write(painter.paint(now, frame), frame)
+            for count, (now, frame, until) in enumerate(_with_ends(track), start=1):
+                pictures.write(painter.paint(now, frame), frame.pts or 0)
+                for slot in _slots_within(now, until, fps):
+                    if painter.advance(slot):  # a still picture is shown anew where the map changes
+                        pictures.write(painter.mix(frame), (frame.pts or 0) + pictures.ticks(slot / fps - now))
                 sound.write_until(now)
                 if progress is not None:
                     progress(count, track.stream.frames or None)
-            pictures.finish()
+            pictures.finish(pictures.ticks(track.end) + track.first)
             sound.write_until(math.inf)
     return path
+
+
+def _with_ends(track: PictureTrack) -> Iterator[tuple[float, VideoFrame, float]]:
+    """Time, picture, and the time of the next picture; at the last one, the end."""
+    held: tuple[float, VideoFrame] | None = None
+    for now, frame in track:
+        if held is not None:
+            yield (*held, now)
+        held = now, frame
+    if held is not None:
+        yield (*held, track.end)
+
+
+def _slots_within(now: float, until: float, fps: float) -> range:
+    """Slots of maps that begin while a still picture is shown; none for a picture of a moving video."""
+    if until - now < STILL_SECONDS:
+        return range(0)
+    return range(int(now * fps) + 1, math.ceil(until * fps - 1e-6))
 
 
 def _check_painting(source: MediaSource, path: Path, colors: np.ndarray, fps: float, alpha: float) -> None:
@@ -93,41 +122,52 @@ def _check_painting(source: MediaSource, path: Path, colors: np.ndarray, fps: fl
 
 
 class _PictureWriter:
-    """Encodes pictures as H.264 with the time stamps of the track that they come from.
+    """Encodes pictures as H.264 at their times; each is shown until the next one.
 
     Args:
         output: the video to write.
         track: of the source.
-        shift: s on the source's clock that become 0.
+        zero: s on the source's clock that become 0.
     """
 
-    def __init__(self, output: OutputContainer, track: PictureTrack, shift: Fraction) -> None:
-        source = track.stream
-        stream = output.add_stream("libx264", rate=source.average_rate or 25, options=OVERLAY_OPTIONS)
+    def __init__(self, output: OutputContainer, track: PictureTrack, zero: Fraction) -> None:
+        rate, regular_rate = track.stream.average_rate or 25, track.stream.guessed_rate or 25
+        # Pictures out of order lose how long each of them is shown, which only stills make visible.
+        order = {"bf": "0"} if rate < 0.9 * regular_rate else {}
+        stream = output.add_stream("libx264", rate=rate, options={**OVERLAY_OPTIONS, **order})
         stream.pix_fmt = "yuv420p"
-        stream.time_base = stream.codec_context.time_base = track.time_base
-        if source.codec_context.colorspace not in (0, 2):  # neither RGB nor unknown
-            for name in ("colorspace", "color_primaries", "color_trc"):
-                setattr(stream.codec_context, name, getattr(source.codec_context, name))
-        if is_full_range(track):
-            stream.codec_context.color_range = FULL_RANGE
+        stream.width, stream.height = (side + side % 2 for side in track.size)
+        codec = stream.codec_context
+        stream.time_base = codec.time_base = track.time_base
+        colour = track.colour
+        codec.colorspace, codec.color_primaries, codec.color_trc = colour.matrix, colour.primaries, colour.transfer
+        codec.color_range = colour.range if colour.full or colour.matrix != UNKNOWN else 0
         self._output, self._stream, self._time_base = output, stream, track.time_base
-        self._shift = round(shift / track.time_base)  # ticks
+        self._zero = self.ticks(zero)
+        self._held: tuple[VideoFrame, int] | None = None
         self._durations: dict[int, int] = {}
-        self._started = False
 
-    def write(self, painted: VideoFrame, frame: VideoFrame) -> None:
-        """Encode a picture at the time of `frame`."""
-        if not self._started:
-            self._stream.width, self._stream.height = painted.width, painted.height
-            self._started = True
-        painted.pts, painted.time_base = (frame.pts or 0) - self._shift, self._time_base
-        self._durations[painted.pts] = frame.duration
-        self._mux(self._stream.encode(painted))
+    def ticks(self, seconds: float | Fraction) -> int:
+        """A stretch of time in ticks of the track."""
+        return round(seconds / self._time_base)
 
-    def finish(self) -> None:
-        """Write what the encoder still holds."""
+    def write(self, picture: VideoFrame, ticks: int) -> None:
+        """Take a picture that is shown from `ticks`, on the source's clock; not later than the one before: drop it."""
+        if self._held is None or ticks > self._held[1]:
+            self._encode_held(ticks)
+            self._held = picture, ticks
+
+    def finish(self, ticks: int) -> None:
+        """Write what is left; `ticks`: end of the last picture, on the source's clock."""
+        self._encode_held(ticks)
         self._mux(self._stream.encode(None))
+
+    def _encode_held(self, until: int) -> None:
+        if self._held is not None:
+            picture, ticks = self._held
+            picture.pts, picture.time_base = ticks - self._zero, self._time_base
+            self._durations[picture.pts] = max(1, until - ticks)
+            self._mux(self._stream.encode(picture))
 
     def _mux(self, packets: list[Packet]) -> None:
         for packet in packets:
@@ -141,13 +181,13 @@ class _SoundWriter:
 
     Args:
         output: the video to write; gets its sound stream now.
-        track: of the source, or `None`.
-        shift: s on the source's clock that become 0.
+        track: of the source, with `zero` as its origin, or `None`.
+        zero: s on the source's clock that become 0.
     """
 
-    def __init__(self, output: OutputContainer, track: SoundTrack | None, shift: Fraction) -> None:
+    def __init__(self, output: OutputContainer, track: SoundTrack | None, zero: Fraction) -> None:
         self._output = output
-        self._packets = iter(()) if track is None else self._open(track, shift)
+        self._packets = iter(()) if track is None else self._open(track, zero)
         self._due = next(self._packets, None)
 
     def write_until(self, now: float) -> None:
@@ -156,38 +196,52 @@ class _SoundWriter:
             self._output.mux(self._due[1])
             self._due = next(self._packets, None)
 
-    def _open(self, track: SoundTrack, shift: Fraction) -> Iterator[tuple[float, Packet]]:
+    def _open(self, track: SoundTrack, zero: Fraction) -> Iterator[tuple[float, Packet]]:
         codec = track.stream.codec_context
         kind = codec.codec.canonical_name
         # AAC in a transport stream carries its description in every packet, not where mp4 wants it
         if kind == "mp3" or (kind == "aac" and codec.extradata):
-            return _copied(track, self._output.add_stream_from_template(track.stream), shift)
+            return _copied(track, self._output.add_stream_from_template(track.stream), zero)
         rate = codec.sample_rate if codec.sample_rate in AAC_RATES else 48000
-        stream = self._output.add_stream("aac", rate=rate, layout="mono" if codec.channels == 1 else "stereo")
-        return _encoded(track, stream, shift)
+        layout = AAC_LAYOUTS.get(codec.channels, "stereo")
+        return _encoded(track, self._output.add_stream("aac", rate=rate, layout=layout), rate, layout)
 
 
-def _copied(track: SoundTrack, stream: AudioStream, shift: Fraction) -> Iterator[tuple[float, Packet]]:
+def _copied(track: SoundTrack, stream: AudioStream, zero: Fraction) -> Iterator[tuple[float, Packet]]:
     for packet in track.packets():
         if packet.dts is None or packet.pts is None:
             continue
-        ticks = round(shift / packet.time_base)
+        ticks = round(zero / packet.time_base)
         packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
         packet.stream = stream
         yield float(packet.pts * packet.time_base), packet
 
 
-def _encoded(track: SoundTrack, stream: AudioStream, shift: Fraction) -> Iterator[tuple[float, Packet]]:
-    for frame in track.frames():
-        if frame.pts is not None:
-            frame.pts -= round(shift / (frame.time_base or track.time_base))
-        yield from _timed(stream.encode(frame))
-    yield from _timed(stream.encode(None))
+def _encoded(track: SoundTrack, stream: AudioStream, rate: int, layout: str) -> Iterator[tuple[float, Packet]]:
+    now: int | None = None  # sample
+    for position, chunk in track.resampled(rate, layout):
+        now = position if now is None else now
+        while now < position:  # the encoder wants one sample after the other
+            silence = np.zeros((len(chunk), min(rate, position - now)), np.float32)
+            yield from _timed(stream.encode(_sound_frame(silence, now, rate, layout)))
+            now += silence.shape[1]
+        yield from _timed(stream.encode(_sound_frame(np.nan_to_num(chunk), now, rate, layout)))
+        now += chunk.shape[1]
+    if now is not None:
+        yield from _timed(stream.encode(None))
 
 
 def _timed(packets: list[Packet]) -> Iterator[tuple[float, Packet]]:
     for packet in packets:
         yield float((packet.pts or 0) * packet.time_base), packet
+
+
+def _sound_frame(sound: np.ndarray, start: int, rate: int, layout: str) -> av.AudioFrame:
+    """Samples `(channels, N)` for the encoder; the first one is number `start`."""
+    packed = np.ascontiguousarray(sound.T).reshape(1, -1)  # PyAV 18.1 sees nine planes in a planar one of 8 channels
+    part = av.AudioFrame.from_ndarray(packed, format="flt", layout=layout)
+    part.sample_rate, part.pts, part.time_base = rate, start, Fraction(1, rate)
+    return part
 
 
 def write_video(
@@ -230,14 +284,14 @@ def write_video(
             output.mux(pictures.encode(padded))
             until = min(len(sound), int((index + 1) / rate * sampling_rate))
             if voice is not None and until > sent:
-                output.mux(voice.encode(_sound_frame(sound, sent, until, sampling_rate)))
+                output.mux(voice.encode(_sound_frame(sound[None, sent:until], sent, sampling_rate, "mono")))
                 sent = until
         if shape is None:
             raise ValueError("frames is empty; a video needs at least one picture.")
         output.mux(pictures.encode(None))
         if voice is not None:
             if len(sound) > sent:
-                output.mux(voice.encode(_sound_frame(sound, sent, len(sound), sampling_rate)))
+                output.mux(voice.encode(_sound_frame(sound[None, sent:], sent, sampling_rate, "mono")))
             output.mux(voice.encode(None))
     return path
 
@@ -282,10 +336,3 @@ def _check_sound(waveform: np.ndarray, sampling_rate: int) -> np.ndarray:
     if sampling_rate not in AAC_RATES:
         raise ValueError(f"sampling_rate must be one of {AAC_RATES}, got {sampling_rate}.")
     return sound.astype(np.float32)
-
-
-def _sound_frame(sound: np.ndarray, start: int, stop: int, rate: int) -> av.AudioFrame:
-    """Samples `[start, stop)` for the encoder."""
-    part = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None, start:stop]), format="fltp", layout="mono")
-    part.sample_rate, part.pts, part.time_base = rate, start, Fraction(1, rate)
-    return part
