@@ -11,8 +11,10 @@ import gc
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from combo_hf import __version__
 from combo_hf.commands import benchmark, data, evaluation, models, proposals, segment, training
@@ -42,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # a full disk or a closed pipe shows here, not when Python ends
             return code
     except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted, nothing partial was left", file=sys.stderr)
         if argv is None:  # the process ends: a last look through torch's objects would take seconds
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             gc.freeze()
+        print(f"{PROGRAM}: interrupted, nothing partial was left", file=sys.stderr)
         return 130
     except Exception as error:
         if arguments.debug:
@@ -109,13 +112,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that temporary files go."""
-    try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not in the main thread
-        yield
+    """Let SIGTERM unwind like Ctrl-C, so that temporary files go; a second one must not disturb that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are somebody else's business
         return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] == signal.SIG_IGN:  # a job in the background of a shell
+        del before[signal.SIGINT]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for known in before:
+            signal.signal(known, signal.SIG_IGN)
+        signal.default_int_handler(number, frame)
+
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -33,7 +33,8 @@ from .remote_code_combo import push_arguments
 
 TASK = "audio-visual-segmentation"
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
-OPTIONS = ("fps", "classes", "min_area", "return_maps", "progress")
+OPTIONS = ("fps", "classes", "threshold", "min_area", "return_maps", "progress", "max_seconds")
+OPTIONS += ("video_track", "audio_track")
 
 
 class AudioVisualSegmentationPipeline(ChunkPipeline):
@@ -43,7 +44,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         model: [`ComboForAudioVisualSegmentation`].
         processor: [`ComboProcessor`].
         proposal_generator: replaces the processor's: a name (`"superpixels"`), a dict with `"name"`, or a callable.
-        fps, classes, min_area, return_maps, progress: defaults of the options of `__call__`.
+        fps, classes, threshold, min_area, return_maps, progress, ...: defaults of the options of `__call__`.
 
     Raises:
         ValueError: no processor, or a proposal generator of unknown name.
@@ -110,11 +111,15 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
                 per frame).
             fps (`int`): frames per second to segment, default 1.
             classes (`list[str]`): keep only these labels.
+            threshold (`float`): pixels whose class has a smaller share of all class scores stay background, 0 to 1.
             min_area (`int`): drop segments of fewer pixels at source size.
             return_maps (`bool`): per frame also `image`, `maskige`, `heat_map` `(H, W)` and `scores` `(K, h, w)` at
                 the network's input size, and `waveform` of the whole; for [`contact_sheet`].
             progress (`Callable[[int, int | None], None]`): called after every window with (windows done, windows in
                 all or `None` where unknown).
+            max_seconds (`float`): a longer video is refused when the reading gets there, whatever its header says.
+            video_track, audio_track (`int`): number of the track of a file among those of its kind, from 1; default:
+                what a player would take.
             batch_size (`int`), num_workers (`int`): windows per batch; 1 worker prepares them beside the network.
 
         Returns:
@@ -184,9 +189,13 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         self,
         fps: int | None = None,
         classes: Sequence[str] | None = None,
+        threshold: float | None = None,
         min_area: int | None = None,
         return_maps: bool | None = None,
         progress: Callable[[int, int | None], None] | None = None,
+        max_seconds: float | None = None,
+        video_track: int | None = None,
+        audio_track: int | None = None,
         local_files_only: bool | None = None,
         **unknown: Any,
     ) -> tuple[dict, dict, dict]:
@@ -201,26 +210,33 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             if not callable(progress):
                 raise TypeError(f"progress must be callable with (done, total), got {type(progress).__name__}.")
             preprocess["progress"] = progress
+        reading = {"max_seconds": max_seconds, "video_track": video_track, "audio_track": audio_track}
+        preprocess |= {name: value for name, value in reading.items() if value is not None}
         if classes is not None:
             forward["class_ids"] = _class_ids(classes, self.model.config.id2label)
+        if threshold is not None:
+            if isinstance(threshold, bool) or not 0 <= threshold <= 1:
+                raise ValueError(f"threshold must be 0 to 1, got {threshold!r}.")
+            forward["threshold"] = float(threshold)
         if min_area is not None:
             forward["min_area"] = _check_count("min_area", min_area, 0)
         if return_maps is not None:
             forward["return_maps"] = bool(return_maps)
         return preprocess, forward, {}
 
-    def preprocess(self, source: Any, fps: int = 1, progress: Any = None) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def preprocess(self, source: Any, **options: Any) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Network inputs of every window of one input, packed along F, with the window itself beside them."""
-        yield from self._window_inputs(fps, progress)(source)
+        yield from self._window_inputs(**options)(source)
 
-    def _window_inputs(self, fps: int = 1, progress: Any = None) -> WindowInputs:
-        config = self.model.config
-        return WindowInputs(self.processor, config.num_frames, config.use_maskige, fps, count=progress is not None)
+    def _window_inputs(self, fps: int = 1, progress: Any = None, **reading: Any) -> WindowInputs:
+        config, count = self.model.config, progress is not None
+        return WindowInputs(self.processor, config.num_frames, config.use_maskige, fps, count, reading)
 
     def _forward(  # type: ignore[override]
         self,
         batch: dict[str, Any],
         class_ids: frozenset[int] | None = None,
+        threshold: float = 0.0,
         min_area: int = 0,
         return_maps: bool = False,
     ) -> dict[str, Any]:
@@ -237,7 +253,9 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             frames = []
             for row, picture, time in zip(window.packed_rows(), window.frames, window.times, strict=True):
                 row += first
-                entry = self._segment(classes[row], masks[row], picture.size, class_ids, min_area, return_maps)
+                entry = self._segment(
+                    classes[row], masks[row], picture.size, class_ids, threshold, min_area, return_maps
+                )
                 entry = {"timestamp": float(time), **entry}
                 if return_maps:
                     entry |= {"image": picture, "maskige": self._maskige(batch["inputs"].get("maskige_values"), row)}
@@ -252,6 +270,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         masks: torch.Tensor,
         size: tuple[int, int],
         class_ids: frozenset[int] | None,
+        threshold: float,
         min_area: int,
         return_maps: bool,
     ) -> dict[str, Any]:
@@ -265,7 +284,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         total = enlarge(scores.sum(0, keepdim=True), target)[0].clamp_min(1e-8)
         shares = best / total
         dtype = torch.uint8 if self.model.config.num_labels <= 256 else torch.int32
-        labels = labels.to(dtype)
+        labels = labels.to(dtype).masked_fill(shares < threshold, 0)
         segments = []
         for index, area in enumerate(torch.bincount(labels.flatten()).tolist()):
             if index == 0 or area == 0:

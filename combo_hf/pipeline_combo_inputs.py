@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class WindowInputs:
         use_maskige (`bool`): of the model.
         fps (`int`): frames per second.
         count (`bool`): fill `total`, which for a file costs opening it once more.
+        reading (`dict`): further arguments of [`iter_clips`] for files: tracks, longest time.
     """
 
     processor: ComboProcessor
@@ -66,6 +67,7 @@ class WindowInputs:
     use_maskige: bool
     fps: int = 1
     count: bool = False
+    reading: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, source: Any) -> Iterator[dict[str, Any]]:
         """For every window `inputs`, tensors packed along F, and the `window` itself.
@@ -74,7 +76,7 @@ class WindowInputs:
             ValueError: unusable media or arrays; no Maskiges for a model that takes them.
             TypeError: another kind of input.
         """
-        for window in iter_windows(source, self.seconds, self.fps, self.count):
+        for window in iter_windows(source, self.seconds, self.fps, self.count, **self.reading):
             phases = window.phases()
             batch = self.processor(
                 frames=_deal(window.frames, phases),
@@ -104,13 +106,13 @@ def pack_windows(items: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def iter_windows(source: Any, seconds: int, fps: int, count: bool) -> Iterator[Window]:
+def iter_windows(source: Any, seconds: int, fps: int, count: bool, **reading: Any) -> Iterator[Window]:
     """Windows of one input.
 
     Args:
         source: path, bytes, open file, URL, dict, or clip (anything with `frames`, `waveform`, `sampling_rate`,
             `times`, `has_audio`).
-        seconds, fps, count: as in [`WindowInputs`].
+        seconds, fps, count, **reading: as in [`WindowInputs`].
 
     Raises:
         ValueError: unusable media or arrays.
@@ -120,8 +122,9 @@ def iter_windows(source: Any, seconds: int, fps: int, count: bool) -> Iterator[W
     if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
         total = None
         if count and not (isinstance(source, str) and "://" in source):  # a URL would be downloaded once more
-            total = max(1, -(-probe_media(source).seconds // seconds))
-        for clip in iter_clips(source, frames_per_clip=seconds, fps=fps):
+            tracks = {name: value for name, value in reading.items() if name != "max_seconds"}
+            total = max(1, -(-probe_media(source, **tracks).seconds // seconds))
+        for clip in iter_clips(source, seconds, fps, **reading):
             yield Window(**vars(clip), fps=fps, total=total)
     elif isinstance(source, Mapping):
         yield from _slice(_from_mapping(source, fps), seconds)

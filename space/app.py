@@ -187,6 +187,7 @@ class Segmenter:
                     check()
                     pipe = self.pipe_with(proposals, check)
                     options = {"fps": int(fps), "classes": classes or None, "progress": check}
+                    options["max_seconds"] = self.limits.seconds  # whatever the header of the file says
                     done.put(("result", self._segment(pipe, path, folder, **options)))
             except BaseException as error:  # carried over to the visitor's thread
                 done.put(("error", error))
@@ -343,7 +344,7 @@ def _text(found: Any, path: Path) -> str:
     if not found.has_audio:
         lines.append("The video has no sound track: it was treated as silence.")
     if found.warnings:
-        lines.append("Parts of the file are damaged: " + "; ".join(plain(text, path) for text in found.warnings[:3]))
+        lines.append("About the file: " + " ".join(plain(text, path) for text in found.warnings[:3]))
     return "\n\n".join(lines)
 
 

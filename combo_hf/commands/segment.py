@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,10 +22,16 @@ from combo_hf.commands.common import (
 )
 from combo_hf.files.environment import package_versions
 from combo_hf.files.progress import Progress
+from combo_hf.results.records import TIMELINES
 
 
 BUNDLED_NOTE = (
     "Note: the bundled weights know only the synthetic scenes of this package; for real footage name a model: --model"
+)
+# Endings of the files that `predict FOLDER` takes.
+VIDEO_ENDINGS = frozenset(
+    f".{ending}"
+    for ending in "mp4 m4v mov mkv webm avi mpg mpeg ts m2ts mts vob wmv asf flv 3gp ogv mxf dv gif webp".split()
 )
 PACKAGES = "combo-hf torch transformers huggingface-hub numpy pillow av scikit-image".split()
 
@@ -54,22 +61,30 @@ def predict(arguments: argparse.Namespace) -> int:
     with named(arguments.model or "bundled weights", loading=True):
         pipe = load_pipeline(arguments.model, device=arguments.device, **options)
     failed = False
-    for source, name in _unique_names(arguments.source):
+    sources = list(_sources(arguments.source))
+    for source, name in _unique_names(sources):
+        shown = name if isinstance(source, bytes) else display_name(source)
         try:
-            with named(display_name(source)), Progress(name, "window") as progress:
+            with (
+                named(shown),
+                Progress(name, "window") as progress,
+            ):
                 prediction = predict_to_folder(
                     pipe, source, arguments.output, name, progress=progress, fps=arguments.fps,
+                    threshold=arguments.threshold, min_area=arguments.min_area, labels=arguments.labels,
+                    timelines=arguments.timeline or (),
                     batch_size=arguments.batch_size, masks=arguments.masks, summary=arguments.json,
-                    sheet=arguments.sheet, classes=arguments.classes)  # fmt: skip
+                    sheet=arguments.sheet, classes=arguments.classes, video_track=arguments.video_track,
+                    audio_track=arguments.audio_track)  # fmt: skip
         except InputError as error:
-            if arguments.debug or len(arguments.source) == 1:
+            if arguments.debug or len(sources) == 1:
                 raise
             print(f"{PROGRAM}: error: {reason(error)}", file=sys.stderr)
             failed = True
             continue
-        print(f"{display_name(source)}: {prediction.summary}{'' if prediction.has_audio else ' (no sound track)'}")
-        for warning in prediction.warnings:
-            print(f"  damaged  {warning}")
+        print(f"{shown}: {prediction.summary}{'' if prediction.has_audio else ' (no sound track)'}")
+        for note in prediction.warnings:
+            print(f"  note     {note}")
         _print_files(prediction)
     if arguments.model is None:
         print(BUNDLED_NOTE)
@@ -120,16 +135,29 @@ def register(commands: Any) -> None:
 
     example = f"{PROGRAM} predict street.mp4 --output out --model my-model --masks --json"
     command = add_command(commands, "predict", predict, "segment videos", example)
-    command.add_argument("source", nargs="+", help="video: file or http(s) URL")
+    text = "video: file, folder of files, pattern, http(s) URL, or - for standard input"
+    command.add_argument("source", nargs="+", help=text)
     command.add_argument("--output", type=Path, required=True, help="folder for the results")
     command.add_argument("--model", help="folder or Hub id; default: the bundled weights (synthetic scenes only)")
     text = "proposal model, NAME or NAME=folder or Hub id (mobile_sam=my-mobile-sam); default: what the model says"
     command.add_argument("--proposals", type=_proposals, metavar="NAME[=MODEL]", help=text)
-    command.add_argument("--classes", nargs="+", metavar="LABEL", help="only these; default: all the model knows")
+    text = "only these, separated by commas; default: all the model knows"
+    command.add_argument("--classes", type=_names, metavar="LABEL[,LABEL]", help=text)
+    text = "share of all class scores below which a pixel stays background, 0 to 1, default 0"
+    command.add_argument("--threshold", type=_share, default=0.0, metavar="SHARE", help=text)
+    text = "leave out segments of fewer pixels"
+    command.add_argument("--min-area", type=positive, default=0, metavar="PIXELS", help=text)
     command.add_argument("--fps", type=positive, default=1, help="frames per second to segment, default 1")
     command.add_argument("--batch-size", type=positive, default=1, help="windows per batch, default 1")
+    text = "number of the {} track to take, from 1; default: what a player would take"
+    command.add_argument("--video-track", type=positive, metavar="N", help=text.format("picture"))
+    command.add_argument("--audio-track", type=positive, metavar="N", help=text.format("sound"))
     command.add_argument("--masks", action="store_true", help="also an index PNG per frame")
     command.add_argument("--json", action="store_true", help="also a JSON file: labels, scores, areas per frame")
+    text = "also what sounds when: subtitles (srt, vtt), a table (csv), a label track (audacity)"
+    command.add_argument("--timeline", action="append", choices=TIMELINES, help=text)
+    text = "do not write the names of the classes on the overlay"
+    command.add_argument("--no-labels", action="store_false", dest="labels", help=text)
     command.add_argument("--sheet", action="store_true", help="also a contact sheet")
     command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
 
@@ -158,12 +186,49 @@ def _generator(proposals: dict[str, Any] | None, device: str | None) -> dict[str
             raise InputError(f"--proposals: {error}") from error
 
 
-def _unique_names(sources: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r} holds no names")
+    return names
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def _sources(words: Sequence[str]) -> Iterator[str | bytes]:
+    """Files, with those of folders and patterns, in order of their names; `-` is what standard input holds."""
+    for word in words:
+        path = Path(word)
+        if word == "-":
+            yield sys.stdin.buffer.read()
+        elif path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_ENDINGS)
+            if not files:
+                raise InputError(f"{path.name}: no videos in this folder; pass a file.")
+            yield from map(str, files)
+        elif "://" not in word and not path.exists() and glob.has_magic(word):
+            files = sorted(map(Path, glob.glob(word)))
+            if not files:
+                raise InputError(f"{word}: no file matches.")
+            yield from map(str, files)
+        else:
+            yield word
+
+
+def _unique_names(sources: Sequence[str | bytes]) -> Iterator[tuple[str | bytes, str]]:
     from combo_hf.results.folder import source_name
 
     seen: dict[str, int] = {}
     for source in sources:
-        name = source_name(source)
+        name = "stdin" if isinstance(source, bytes) else source_name(source)
         seen[name] = seen.get(name, 0) + 1
         yield source, name if seen[name] == 1 else f"{name}-{seen[name]}"
 

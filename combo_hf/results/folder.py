@@ -20,7 +20,8 @@ from combo_hf.files.atomic import owned_prefix, remove_leftovers
 from combo_hf.files.download import DownloadError, download
 from combo_hf.media_combo import MediaError, probe_media
 from combo_hf.media_combo_source import DOWNLOAD_SECONDS, MAX_DOWNLOAD_BYTES, MediaSource, address_name
-from combo_hf.results.pictures import class_colors, contact_sheet, summarize
+from combo_hf.results.pictures import class_colors, contact_sheet, summarize, timeline
+from combo_hf.results.records import TIMELINES, Stretch, color_table, segment_record, write_timeline
 from combo_hf.results.video import write_overlay_video
 
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 STAGE = ".combo"
 ATTEMPTS = 20  # to put a folder in the place of another run's
 SHEET_COLUMNS = 10
+# Kind of result -> what follows the name of the video.
+ENDINGS = {"overlay": "_overlay.mp4", "masks": "_masks", "json": ".json", "sheet": "_sheet.png"}
+ENDINGS |= {"srt": "_timeline.srt", "vtt": "_timeline.vtt", "csv": "_timeline.csv", "audacity": "_timeline.txt"}
 PEAKS_PER_SECOND = 200  # of the sound drawn below a contact sheet: an hour takes 6 MB, not 230
 
 
@@ -42,7 +46,7 @@ class Prediction:
         summary: what sounds when, as text.
         has_audio: False: the video has no sound track, and silence was used.
         seconds: number of frames divided by fps.
-        warnings: damage found in the video.
+        warnings: damage found in the video, and what was changed or chosen on the way.
         files: what was written, by kind: `"overlay"`, `"masks"` (a folder), `"json"`, `"sheet"`.
         result: like the pipeline's result, but its frames hold only `timestamp` and `segments` without masks.
         kept: the frames that were asked for with `keep`, as the pipeline returns them with `return_maps=True`.
@@ -77,6 +81,10 @@ def predict_to_folder(
     video_track: int | None = None,
     audio_track: int | None = None,
     max_seconds: float | None = None,
+    timelines: Sequence[str] = (),
+    threshold: float = 0.0,
+    min_area: int = 0,
+    labels: bool = True,
 ) -> Prediction:
     """Segment a video and write what was found; memory does not grow with the length of the video.
 
@@ -97,36 +105,43 @@ def predict_to_folder(
         classes: only these labels.
         progress: called with (windows done, windows in all or None).
         video_track, audio_track, max_seconds: as for [`iter_clips`].
+        timelines: also what sounds when, in each of these forms: `srt`, `vtt`, `csv`, `audacity`.
+        threshold, min_area: as for the pipeline.
+        labels: write the names of the classes on the objects of the overlay, and a legend with their colours.
 
     Raises:
         MediaError: the video cannot be read, has no pictures, or is too long.
         OSError: the folder cannot be written.
-        ValueError: `name` holds a folder.
+        ValueError: `name` holds a folder, or a form of timelines that is not known.
     """
     name = name or source_name(source)
     if name != Path(name).name or name == ".." or "\\" in name or "\0" in name:
         raise ValueError(f"name: wanted the name of a file without folders, got {name!r}.")
-    with _local(source) as video, _staged(Path(folder)) as (stage, targets):
-        columns = _columns(video, fps, max(keep, SHEET_COLUMNS if sheet else 0)) if sheet or keep else []
-        collector = _Collector(pipe.model.config.num_labels or 1, stage / "masks" if masks else None, columns)
+    wanted = {"overlay": True, "masks": masks, "json": summary, "sheet": sheet}
+    if unknown := set(timelines) - set(TIMELINES):
+        raise ValueError(f"timelines: wanted some of {', '.join(TIMELINES)}, got {', '.join(sorted(unknown))}.")
+    kinds = [kind for kind, is_wanted in wanted.items() if is_wanted] + list(dict.fromkeys(timelines))
+    tracks: dict[str, Any] = {"video_track": video_track, "audio_track": audio_track}
+    with _local(source) as video, _staged(Path(folder), name, kinds) as stage:
+        columns = _columns(video, fps, max(keep, SHEET_COLUMNS if sheet else 0), tracks) if sheet or keep else []
+        collector = _Collector(pipe.model.config.num_labels or 1, stage.get("masks"), columns, classes)
         windows = pipe.stream(
-            video, batch_size, fps=fps, return_maps=bool(columns), progress=progress, classes=classes)  # fmt: skip
+            video, batch_size, fps=fps, return_maps=bool(columns), progress=progress, classes=classes,
+            max_seconds=max_seconds, threshold=threshold, min_area=min_area, **tracks)  # fmt: skip
         maps = collector.label_maps(windows)
         # The network runs in here: the writer pulls the map of a second when the video gets there, the map comes out
         # of the collector, and that pulls a window of pictures through the pipeline. So nothing piles up.
-        write_overlay_video(video, stage / "overlay.mp4", maps, collector.colors, fps=fps)
+        names = pipe.model.config.id2label if labels else None
+        write_overlay_video(video, stage["overlay"], maps, collector.colors, fps=fps, labels=names, **tracks)
         for _ in maps:  # a last picture may be shown for seconds: the overlay needs no maps for these, the others do
             pass
-        targets["overlay"] = (stage / "overlay.mp4", f"{name}_overlay.mp4")
-        if masks:
-            targets["masks"] = (stage / "masks", f"{name}_masks")
         if summary:
-            (stage / "summary.json").write_text(json.dumps(collector.report(source), indent=1), encoding="utf-8")
-            targets["json"] = (stage / "summary.json", f"{name}.json")
+            stage["json"].write_text(json.dumps(collector.report(source), indent=1), encoding="utf-8")
         if sheet:
-            collector.sheet().save(stage / "sheet.png")
-            targets["sheet"] = (stage / "sheet.png", f"{name}_sheet.png")
-    files = {kind: Path(folder) / target for kind, (_, target) in targets.items()}
+            collector.sheet().save(stage["sheet"])
+        for kind in dict.fromkeys(timelines):
+            write_timeline(stage[kind], kind, collector.stretches())
+    files = {kind: Path(folder) / f"{name}{ENDINGS[kind]}" for kind in kinds}
     facts = collector.result
     return Prediction(
         summarize(facts), facts["has_audio"], len(collector.facts) / fps, facts["warnings"], files, facts,
@@ -150,14 +165,16 @@ def display_name(source: MediaSource) -> str:
 class _Collector:
     """Takes label maps out of the stream of windows, and on their way notes what the other files need."""
 
-    def __init__(self, num_labels: int, masks: Path | None, columns: Sequence[int]) -> None:
+    def __init__(
+        self, num_labels: int, masks: Path | None, columns: Sequence[int], classes: Sequence[str] | None
+    ) -> None:
         self.colors = class_colors(num_labels)
         self.masks = masks
         self.columns = frozenset(columns)
         self.kept: list[dict[str, Any]] = []
         self.facts: list[dict[str, Any]] = []
         self.peaks: list[np.ndarray] = []
-        self.result: dict[str, Any] = {"frames": self.facts, "has_audio": False, "fps": 1}
+        self.result: dict[str, Any] = {"frames": self.facts, "has_audio": False, "fps": 1, "classes": classes}
 
     def label_maps(self, windows: Iterator[dict[str, Any]]) -> Iterator[tuple[float, np.ndarray]]:
         """(timestamp, label map (H, W)) of every frame."""
@@ -175,23 +192,25 @@ class _Collector:
     def _note(self, frame: dict[str, Any]) -> None:
         number = len(self.facts)
         ids = {label: index for index, label in self.result["labels"].items()}
-        areas = np.bincount(frame["label_map"].ravel(), minlength=len(ids))
-        segments = [
-            {"label": segment["label"], "score": round(segment["score"], 4), "area": int(areas[ids[segment["label"]]])}
-            for segment in frame["segments"]
-        ]
+        segments = [segment_record(segment, ids[segment["label"]]) for segment in frame["segments"]]
         self.facts.append({"timestamp": frame["timestamp"], "segments": segments})
         if number in self.columns:
             self.kept.append({key: value for key, value in frame.items() if key != "scores"})
         if self.masks is not None:
             picture = Image.fromarray(frame["label_map"].astype(np.uint8))
             picture.putpalette(self.colors.tobytes())
-            picture.save(self.masks / f"{number:06d}.png")
+            picture.save(self.masks / f"{number:06d}_{frame['timestamp']:.3f}s.png")
 
     def report(self, source: MediaSource) -> dict[str, Any]:
-        """The JSON file: labels with id, size, and per frame labels, scores and areas in pixels."""
+        """The JSON file; `docs/results.md` says what is in it."""
         facts = {key: self.result[key] for key in ("size", "fps", "has_audio", "labels", "warnings")}
-        return {"source": display_name(source), **facts, "summary": summarize(self.result), "frames": self.facts}
+        stretches = [{"label": label, "start": start, "end": end} for label, start, end in self.stretches()]
+        found = {"summary": summarize(self.result), "stretches": stretches, "frames": self.facts}
+        return {"source": display_name(source), **facts, "colors": color_table(self.result["labels"]), **found}
+
+    def stretches(self) -> list[Stretch]:
+        """What sounds when."""
+        return timeline(self.facts, self.result["fps"])
 
     def sheet(self) -> Image.Image:
         """Contact sheet of the frames that were kept, over the sound of the whole video."""
@@ -201,8 +220,8 @@ class _Collector:
         return contact_sheet(kept, np.concatenate(self.peaks), summary=summarize(self.result))
 
 
-def _columns(source: MediaSource, fps: int, most: int) -> list[int]:
-    count = max(1, probe_media(source).seconds * fps)
+def _columns(source: MediaSource, fps: int, most: int, tracks: dict[str, int | None]) -> list[int]:
+    count = max(1, probe_media(source, **tracks).seconds * fps)
     return sorted({0, *np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()})
 
 
@@ -250,18 +269,40 @@ def _take_place(new: Path, target: Path, stage: Path) -> None:
             raise
 
 
+def _is_ours(path: Path) -> bool:
+    """Whether a file in a place of ours was written by us: only the name of the JSON file could be anybody's."""
+    if path.suffix != ".json" or not path.is_file():
+        return path.exists()
+    with open(path, "rb") as file:
+        return b'"source"' in file.read(200)
+
+
 @contextmanager
-def _staged(folder: Path) -> Iterator[tuple[Path, dict[str, tuple[Path, str]]]]:
-    """A folder to write into; what is entered as `kind: (file, name)` moves to `folder/name` if nothing fails."""
+def _staged(folder: Path, name: str, kinds: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """Where to write each kind of result; if nothing fails, they move to `folder` under their own names.
+
+    Files that an earlier run left under these names go, also those of kinds that are not wanted this time.
+
+    Raises:
+        OSError: a name that is too long, no room, or no right to write there; found out before anything is made.
+    """
+    places = {kind: folder / f"{name}{ending}" for kind, ending in ENDINGS.items()}
+    root = next(path for path in (folder, *folder.parents) if path.exists())
+    for place in places.values():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (root / place.name).lstat()  # a name that is too long fails here
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder, STAGE)  # of a process that was killed
     stage = Path(tempfile.mkdtemp(prefix=owned_prefix(STAGE), dir=folder))
-    targets: dict[str, tuple[Path, str]] = {}
     try:
-        yield stage, targets
-        for file, name in targets.values():
-            _take_place(file, folder / name, stage)
+        yield {kind: stage / f"{kind}{places[kind].suffix}" for kind in kinds}
+        for kind, place in places.items():
+            if kind in kinds:
+                _take_place(stage / f"{kind}{place.suffix}", place, stage)
+            elif _is_ours(place):  # of an earlier run with other options
+                with suppress(FileNotFoundError):
+                    os.replace(place, stage / f"old-{kind}")
         made = []
     finally:
         shutil.rmtree(stage, ignore_errors=True)

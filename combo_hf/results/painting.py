@@ -6,7 +6,7 @@ right or at the bottom.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import av
 import numpy as np
@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 
 from combo_hf.media_combo_tracks import PictureTrack
+from combo_hf.results.lettering import write_labels
 
 
 CONTOUR_ALPHA = 0.35  # added to alpha on the contour of a segment
@@ -25,6 +26,8 @@ LUMA = {
     9: (0.2627, 0.6780, 0.0593),  # BT.2020
 }
 LUMA_BT601 = (0.299, 0.587, 0.114)
+# Box, keep and add of a part of a plane: value * keep + add, / 256.
+Patch = tuple[tuple[slice, slice], np.ndarray, np.ndarray]
 
 
 class Painter:
@@ -39,6 +42,7 @@ class Painter:
         fps: maps per second.
         alpha: share of the colour, 0 to 1.
         track: where the pictures come from.
+        labels: name of each class, written on its object and in a legend; none: no writing.
     """
 
     def __init__(
@@ -48,12 +52,14 @@ class Painter:
         fps: float,
         alpha: float,
         track: PictureTrack,
+        labels: Mapping[int, str] | None = None,
     ) -> None:
         self._maps = iter(label_maps)
         self._fps, self._alpha, self._track = fps, alpha, track
         self._colors = colors
+        self._labels = {} if labels is None else labels
         self._yuv = to_yuv(colors, track.colour.matrix, track.colour.full)  # (K, 3)
-        self._weights: list[tuple[tuple[slice, slice], np.ndarray, np.ndarray]] = []
+        self._weights: list[list[Patch]] = [[], [], []]  # for each of the planes Y, Cb, Cr
         self._slot = -1
         self._map: np.ndarray | None = None
         self._next: tuple[int, np.ndarray] | None = None
@@ -72,11 +78,12 @@ class Painter:
     def mix(self, frame: VideoFrame) -> VideoFrame:
         """A picture with the map that is due."""
         picture = even_picture(self._track, frame)
-        for plane, (box, keep, add) in zip(picture.planes, self._weights, strict=False):
-            part = plane_values(plane)[box]
-            mixed = np.multiply(part, keep, out=self._room[: part.size].reshape(part.shape))
-            mixed += add
-            np.right_shift(mixed, 8, out=part, casting="unsafe")
+        for plane, patches in zip(picture.planes, self._weights, strict=True):
+            for box, keep, add in patches:
+                part = plane_values(plane)[box]
+                mixed = np.multiply(part, keep, out=self._room[: part.size].reshape(part.shape))
+                mixed += add
+                np.right_shift(mixed, 8, out=part, casting="unsafe")
         return picture
 
     def advance(self, slot: int) -> bool:
@@ -102,25 +109,35 @@ class Painter:
             return self._map is not before
         return not np.array_equal(before, self._map)
 
-    def _prepare(self, label_map: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray, np.ndarray]]:
-        """Box, keep and add for each of the planes Y, Cb, Cr; nothing where the map is empty."""
+    def _prepare(self, label_map: np.ndarray) -> list[list[Patch]]:
+        """What the map does to each of the planes; nothing where it is empty."""
         _check_map(label_map, self._track.size, len(self._colors))
         if not label_map.any():
-            return []
+            return [[], [], []]
         label_map = even(label_map)
         box = _even_box(label_map)
-        label_map = label_map[box]
-        share = np.where(label_map > 0, round(256 * self._alpha), 0).astype(np.uint16)
-        share[_contour(label_map)] = round(256 * min(1.0, self._alpha + CONTOUR_ALPHA))
-        weights = []
-        for plane in range(3):
-            step = 1 if plane == 0 else 2  # the colour planes have half the size
-            part, mixed = share[::step, ::step], self._yuv[label_map[::step, ::step], plane]
-            rows, columns = (slice(side.start // step, side.stop // step) for side in box)
-            weights.append(((rows, columns), 256 - part, part * mixed + np.uint16(128) * (part > 0)))
+        inside = label_map[box]
+        share = np.where(inside > 0, round(256 * self._alpha), 0).astype(np.uint16)
+        share[_contour(inside)] = round(256 * min(1.0, self._alpha + CONTOUR_ALPHA))
+        weights = self._patches(box, share, self._yuv[inside])
+        if self._labels:
+            for place, pixels, opacity in write_labels(label_map, self._labels, self._colors):
+                colours = to_yuv(pixels.reshape(-1, 3), self._track.colour.matrix, self._track.colour.full)
+                written = self._patches(place, opacity, colours.reshape(pixels.shape))
+                weights = [before + after for before, after in zip(weights, written, strict=True)]
+        return weights
+
+    def _patches(self, box: tuple[slice, slice], share: np.ndarray, colours: np.ndarray) -> list[list[Patch]]:
+        """A part of a picture to be mixed: share (H, W) of 256, colours (H, W, 3) in Y, Cb, Cr; box: even."""
         if self._room.size < share.size:
             self._room = np.empty(share.size, np.uint16)
-        return weights
+        patches: list[list[Patch]] = []
+        for plane in range(3):
+            step = 1 if plane == 0 else 2  # the colour planes have half the size
+            part, mixed = share[::step, ::step], colours[::step, ::step, plane]
+            rows, columns = (slice(side.start // step, side.stop // step) for side in box)
+            patches.append([((rows, columns), 256 - part, part * mixed + np.uint16(128) * (part > 0))])
+        return patches
 
 
 def _check_map(label_map: np.ndarray, size: tuple[int, int], num_colors: int) -> None:

@@ -133,9 +133,13 @@ def timeline(frames: Sequence[Mapping[str, Any]], fps: float = 1) -> list[tuple[
 
 
 def summarize(result: Mapping[str, Any]) -> str:
-    """What sounds when, as text: `"bell 0-2 s, car 3-5 s"`; `"nothing sounds"` where nothing was found."""
+    """What sounds when, as text: `"bell 0-2 s, car 3-5 s"`; `"nothing sounds"` where nothing was found.
+
+    Where only some `"classes"` were asked for: `"no bell or car sounds"`.
+    """
     stretches = timeline(result["frames"], result.get("fps", 1))
-    return ", ".join(f"{label} {start:g}-{end:g} s" for label, start, end in stretches) or "nothing sounds"
+    nothing = f"no {' or '.join(result['classes'])} sounds" if result.get("classes") else "nothing sounds"
+    return ", ".join(f"{label} {start:g}-{end:g} s" for label, start, end in stretches) or nothing
 
 
 def draw_timeline(
@@ -280,7 +284,7 @@ def draw_waveform(
     peak = max(float(np.abs(samples).max()), 1e-3)  # a whisper is drawn as tall as a shout, digital silence stays flat
     edges = np.linspace(0, len(samples), right - left + 1).astype(int)
     for column in range(right - left):
-        part = samples[edges[column] : max(edges[column] + 1, edges[column + 1])]
+        part = samples[max(0, edges[column] - 1) : edges[column + 1] + 1]  # with its neighbours: a line without gaps
         if len(part):
             span = (middle - half * part.max() / peak, middle - half * part.min() / peak)
             draw.line((left + column, span[0], left + column, span[1]), fill=(110, 170, 220))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -44,6 +44,7 @@ def write_overlay_video(
     progress: Callable[[int, int | None], None] | None = None,
     video_track: int | None = None,
     audio_track: int | None = None,
+    labels: Mapping[int, str] | None = None,
 ) -> Path:
     """Paint label maps over a video as it is shown, at its resolution and with its time stamps and sound.
 
@@ -60,6 +61,7 @@ def write_overlay_video(
         alpha (`float`): share of the colour, 0 to 1; the contour gets a little more.
         progress: called as `progress(pictures read, pictures in all or None)`.
         video_track, audio_track (`int`, *optional*): as in [`iter_clips`].
+        labels (`dict`, *optional*): class number -> name; written on the objects, with a legend of the colours.
 
     Returns:
         `Path`: what was written. Sound in AAC or MP3 is copied, other sound encoded as AAC with the same channels.
@@ -79,7 +81,7 @@ def write_overlay_video(
         with _mp4(path, media.error) as output:
             pictures = _PictureWriter(output, track, zero)
             sound = _SoundWriter(output, sound_track(media, sound_video, choice, zero), zero)
-            painter = Painter(label_maps, colors, fps, alpha, track)
+            painter = Painter(label_maps, colors, fps, alpha, track, labels)
             for count, (now, frame, until) in enumerate(_with_ends(track), start=1):
                 pictures.write(painter.paint(now, frame), frame.pts or 0)
                 for slot in _slots_within(now, until, fps):
@@ -311,14 +313,14 @@ def _target(path: str | os.PathLike[str]) -> Path:
 def _mp4(path: Path, blame: Callable[[str], MediaError]) -> Iterator[OutputContainer]:
     """An mp4 that appears at `path` once it is complete.
 
-    What FFmpeg says about it names temporary files, so only the kind of error is passed on, through `blame`.
+    What FFmpeg says about it names temporary files, so only the reason is passed on, through `blame`.
     """
     with replacing(path) as temporary:
         try:
             with av.open(f"file:{temporary}", "w", format="mp4", options={"movflags": "+faststart"}) as output:
                 yield output
         except av.error.FFmpegError as error:
-            raise blame(f"the video cannot be written ({type(error).__name__}).") from None
+            raise blame(f"the video cannot be written: {error.strerror or type(error).__name__}.") from None
 
 
 def _check_picture(picture: np.ndarray, shape: tuple[int, ...], index: int) -> None:

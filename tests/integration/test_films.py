@@ -71,7 +71,9 @@ def test_as_a_player_shows_it(shared: Path, tmp_path: Path, name: str) -> None:
     painted, _, sound, _ = read(overlay)
     assert len(painted) == seconds and painted[0].size == size
     assert sum(beeps(sound)) == sounding
-    differences = [np.abs(np.asarray(a, int) - np.asarray(b, int)).mean() for a, b in zip(frames, painted, strict=True)]
+    differences = [
+        np.abs(np.asarray(a, int) - np.asarray(b, int)).mean() for a, b in zip(frames, painted, strict=True)
+    ]
     assert max(differences) < 7
 
 

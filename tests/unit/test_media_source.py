@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import math
+import re
 import shutil
 import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from fixtures_media import encode, remux
@@ -18,6 +21,7 @@ from PIL import Image
 from combo_hf import media_combo_source, media_combo_tracks
 from combo_hf.media_combo import (
     MediaError,
+    iter_clips,
     load_audio,
     probe_media,
     read_clip,
@@ -100,6 +104,39 @@ def test_longer_than_asked_for(film: Path, tmp_path: Path) -> None:
     late = remux(film, tmp_path / "late.mkv", sound_delay=70_000)  # a few kB that would be 4.5 GB of silence
     with pytest.raises(MediaError, match=r"^late.mkv: the sound is longer than 3600 s"):
         load_audio(late)
+
+
+def test_a_limit_holds_whatever_the_container_says(tmp_path: Path) -> None:
+    """Ticks of two seconds, all pictures at time 0: the header means 2 s, and reading goes on for a minute."""
+    path = encode(tmp_path / "a.mkv", [1000 * k for k in range(30)])
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as video:
+        places = [packet.pos for packet in video.demux(video=0) if packet.size]
+    for place in places:  # number of the track, time in the cluster
+        data[place + 1 : place + 3] = b"\0\0"
+    for cluster in [match.start() for match in re.finditer(rb"\x1f\x43\xb6\x75", bytes(data))]:
+        time = data.index(b"\xe7", cluster)
+        length = data[time + 1] & 0x7F
+        data[time + 2 : time + 2 + length] = bytes(length)
+    scale = data.index(b"\x2a\xd7\xb1\x83")
+    name = bytes(
+        data[scale + 10 : scale + 10 + (data[scale + 9] & 0x7F)]
+    )  # of the program that wrote it, cut by a byte
+    ticks = b"\x2a\xd7\xb1\x84" + struct.pack(">I", 2_000_000_000)
+    data[scale : scale + 10 + len(name)] = ticks + b"\x4d\x80" + bytes([0x80 | len(name) - 1]) + name[1:]
+    path.write_bytes(data)
+    assert probe_media(path).seconds <= 2
+    assert len(read_clip(path).frames) > 30
+    with pytest.raises(MediaError, match=r"^a.mkv: is longer than 5 s\.$"):
+        list(iter_clips(path, max_seconds=5))
+    with pytest.raises(MediaError, match=r"longer than 5 s"):
+        read_clip(path, max_seconds=5)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, math.nan])
+def test_impossible_limits(film: Path, seconds: float) -> None:
+    with pytest.raises(ValueError, match="max_seconds must be above 0"):
+        iter_clips(film, max_seconds=seconds)
 
 
 @pytest.mark.parametrize("promised", [0, 44, 2**31 - 1, 2**32 - 1])
