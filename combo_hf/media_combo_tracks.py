@@ -27,7 +27,7 @@ from .media_combo_shown import (
     orientation_of,
     square_pixels,
 )
-from .media_combo_source import MAX_PIXELS, MAX_SECONDS, SAMPLING_RATE, MediaFile, TrackChoice
+from .media_combo_source import MAX_PIXELS, MAX_SECONDS, SAMPLING_RATE, MediaFile, TrackChoice, choose_tracks
 
 
 try:
@@ -48,12 +48,13 @@ HDR_NOTE = "HDR colours (PQ or HLG) were brought to the range of ordinary screen
 INTERLACED_NOTE = "interlaced pictures were deinterlaced."
 
 
-def picture_track(media: MediaFile, container: InputContainer, choice: TrackChoice) -> PictureTrack:
-    """The chosen picture track, its first picture decoded.
+def picture_track(media: MediaFile, container: InputContainer, choice: TrackChoice | None = None) -> PictureTrack:
+    """The chosen picture track (default: what a player would take), its first picture decoded.
 
     Raises:
         MediaError: there is none, its pictures are too large, or none can be decoded.
     """
+    choice = choose_tracks(media) if choice is None else choice
     if choice.pictures is None:
         raise media.error("has no pictures; a video is needed.")
     stream = container.streams[choice.pictures]

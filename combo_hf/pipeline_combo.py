@@ -33,8 +33,9 @@ from .remote_code_combo import push_arguments
 
 TASK = "audio-visual-segmentation"
 HUB_OPTIONS = ("revision", "token", "cache_dir", "force_download", "local_files_only", "subfolder")
-OPTIONS = ("fps", "classes", "threshold", "min_area", "return_maps", "progress", "max_seconds")
-OPTIONS += ("video_track", "audio_track")
+OPTIONS = (
+    "fps", "classes", "threshold", "min_area", "return_maps", "progress", "max_seconds", "video_track", "audio_track"
+)  # fmt: skip
 
 
 class AudioVisualSegmentationPipeline(ChunkPipeline):
