@@ -72,6 +72,7 @@ def predict(arguments: argparse.Namespace) -> int:
                 prediction = predict_to_folder(
                     pipe, source, arguments.output, name, progress=progress, fps=arguments.fps,
                     threshold=arguments.threshold, min_area=arguments.min_area, labels=arguments.labels,
+                    follow=arguments.follow,
                     timelines=arguments.timeline or (),
                     batch_size=arguments.batch_size, masks=arguments.masks, summary=arguments.json,
                     sheet=arguments.sheet, classes=arguments.classes, video_track=arguments.video_track,
@@ -158,6 +159,8 @@ def register(commands: Any) -> None:
     command.add_argument("--timeline", action="append", choices=TIMELINES, help=text)
     text = "do not write the names of the classes on the overlay"
     command.add_argument("--no-labels", action="store_false", dest="labels", help=text)
+    text = "paint each mask over its whole 1/fps s; default: masks follow what moves between the pictures segmented"
+    command.add_argument("--no-follow", action="store_false", dest="follow", help=text)
     command.add_argument("--sheet", action="store_true", help="also a contact sheet")
     command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
 

@@ -85,6 +85,7 @@ def predict_to_folder(
     threshold: float = 0.0,
     min_area: int = 0,
     labels: bool = True,
+    follow: bool = True,
 ) -> Prediction:
     """Segment a video and write what was found; memory does not grow with the length of the video.
 
@@ -108,6 +109,8 @@ def predict_to_folder(
         timelines: also what sounds when, in each of these forms: `srt`, `vtt`, `csv`, `audacity`.
         threshold, min_area: as for the pipeline.
         labels: write the names of the classes on the objects of the overlay, and a legend with their colours.
+        follow: move the masks of the overlay along with the pictures between those that the network saw
+            ([`follow_label_maps`]); otherwise each is painted over its whole 1/fps s.
 
     Raises:
         MediaError: the video cannot be read, has no pictures, or is too long.
@@ -132,7 +135,9 @@ def predict_to_folder(
         # The network runs in here: the writer pulls the map of a second when the video gets there, the map comes out
         # of the collector, and that pulls a window of pictures through the pipeline. So nothing piles up.
         names = pipe.model.config.id2label if labels else None
-        write_overlay_video(video, stage["overlay"], maps, collector.colors, fps=fps, labels=names, **tracks)
+        write_overlay_video(
+            video, stage["overlay"], maps, collector.colors, fps=fps, labels=names, follow=follow, **tracks
+        )
         for _ in maps:  # a last picture may be shown for seconds: the overlay needs no maps for these, the others do
             pass
         if summary:

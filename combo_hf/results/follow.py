@@ -68,12 +68,17 @@ def follow_label_maps(pictures: Iterable[Timed], keys: Iterable[Timed]) -> Itera
         >>> [int(label_map.max()) for label_map in follow_label_maps(pictures, keys)]
         [1, 1, 1, 1, 0, 0, 0, 0]
     """
+    yield from follow_small_pictures(_read_pictures(pictures), keys)
+
+
+def follow_small_pictures(pictures: Iterable[SmallPicture], keys: Iterable[Timed]) -> Iterator[np.ndarray]:
+    """[`follow_label_maps`] for pictures that were made small already, with [`small_picture`]."""
     if cv2 is None:
         raise ImportError("following masks needs OpenCV: pip install opencv-python-headless")
     waiting = _Keys(keys)
     earlier: _Tracker | None = None
-    stretch: list[_Picture] = []  # the pictures since the earlier key's
-    for picture in _read_pictures(pictures):
+    stretch: list[SmallPicture] = []  # the pictures since the earlier key's
+    for picture in pictures:
         while stretch and (later := waiting.take(picture.time, stretch[-1])):
             yield from _between(stretch, earlier, later)
             earlier, stretch = _Tracker(later), []
@@ -88,7 +93,7 @@ def follow_label_maps(pictures: Iterable[Timed], keys: Iterable[Timed]) -> Itera
 
 
 @dataclass
-class _Picture:
+class SmallPicture:
     """A picture, small and grey `(h, w)`, and the size `(H, W)` it had."""
 
     time: float
@@ -102,7 +107,7 @@ class _Key:
 
     time: float
     label_map: np.ndarray
-    picture: _Picture
+    picture: SmallPicture
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -145,7 +150,7 @@ class _Tracker:
         self._search.setVariationalRefinementIterations(0)  # smoother flow is worse at outlines, and slower
         self._search.setPatchStride(5)  # of 8 pixels; 4 costs half as much again for half a point of overlap
 
-    def register(self, picture: _Picture) -> _Registration | None:
+    def register(self, picture: SmallPicture) -> _Registration | None:
         """The next picture; None from where the key cannot be followed any more."""
         grey, target = picture.grey, self.key.picture.grey
         self._lost = self._lost or grey.shape != target.shape or _is_cut(self._neighbour, grey)
@@ -169,7 +174,7 @@ def _grid(height: int, width: int) -> np.ndarray:
     return np.stack(np.meshgrid(np.arange(width), np.arange(height)), -1).astype(np.float32)
 
 
-def _between(stretch: Sequence[_Picture], earlier: _Tracker | None, later: _Key | None) -> Iterator[np.ndarray]:
+def _between(stretch: Sequence[SmallPicture], earlier: _Tracker | None, later: _Key | None) -> Iterator[np.ndarray]:
     """The label maps of the pictures between two keys, that of the later key included."""
     keys = [key for key in (earlier.key if earlier else None, later) if key is not None]
     heard = [_heard(picture.time, keys) for picture in stretch]
@@ -208,7 +213,7 @@ def _nearest(time: float, keys: Sequence[_Key]) -> _Key:
 
 
 def _paint(
-    picture: _Picture, keys: Sequence[_Key], sources: Sequence[_Registration], classes: frozenset[int]
+    picture: SmallPicture, keys: Sequence[_Key], sources: Sequence[_Registration], classes: frozenset[int]
 ) -> np.ndarray:
     """The label map `(H, W)` of one picture; only the given classes are in it."""
     if not classes:
@@ -259,7 +264,7 @@ def _centres(pixels: slice, count: int) -> np.ndarray:
     return (pixels.start + (np.arange(count) + 0.5) * size - 0.5).astype(np.float32)
 
 
-def _merged(picture: _Picture, sources: Sequence[_Registration], maps: Sequence[np.ndarray]) -> np.ndarray:
+def _merged(picture: SmallPicture, sources: Sequence[_Registration], maps: Sequence[np.ndarray]) -> np.ndarray:
     """Of two label maps, at every pixel that of the key which resembles the picture more and is nearer in time."""
     costs = [(source.difference + NOISE) * abs(source.key.picture.time - picture.time) for source in sources]
     second = (costs[1] < costs[0]).astype(np.uint8)
@@ -281,14 +286,14 @@ class _Keys:
         self._keys, self._last, self._count = iter(keys), -math.inf, -1
         self._next: Timed | None = None
 
-    def take(self, before: float, picture: _Picture) -> _Key | None:
+    def take(self, before: float, picture: SmallPicture) -> _Key | None:
         """The last key whose time lies before the given one, as a key of this picture; None if there is none."""
         taken = None
         while (entry := self._peek()) is not None and entry[0] < before:
             taken, self._next = entry, None
         return None if taken is None else self._key(taken, picture)
 
-    def look(self, picture: _Picture) -> _Key | None:
+    def look(self, picture: SmallPicture) -> _Key | None:
         """The next key without taking it, as if it belonged to this picture."""
         entry = self._peek()
         return None if entry is None else self._key(entry, picture)
@@ -301,7 +306,7 @@ class _Keys:
                 self._last = _check_time(self._next[0], self._last, f"keys[{self._count}]")
         return self._next
 
-    def _key(self, entry: Timed, picture: _Picture) -> _Key:
+    def _key(self, entry: Timed, picture: SmallPicture) -> _Key:
         labels = np.asarray(entry[1])
         if labels.shape != picture.size or labels.dtype.kind not in "iu":
             raise ValueError(
@@ -315,7 +320,7 @@ class _Keys:
         return _Key(entry[0], labels, picture)
 
 
-def _read_pictures(pictures: Iterable[Timed]) -> Iterator[_Picture]:
+def _read_pictures(pictures: Iterable[Timed]) -> Iterator[SmallPicture]:
     last, size = -math.inf, None
     for index, (time, picture) in enumerate(pictures):
         picture = np.asarray(picture)
@@ -329,10 +334,16 @@ def _read_pictures(pictures: Iterable[Timed]) -> Iterator[_Picture]:
                 f"pictures[{index}]: wanted the size {size} of the first picture, got {picture.shape[:2]}."
             )
         last, size = _check_time(time, last, f"pictures[{index}]"), picture.shape[:2]
-        width = min(WIDTH, size[1])
-        height = max(16, round(size[0] * width / size[1]))  # the search needs a few pixels
-        small = cv2.resize(picture, (max(16, width), height), interpolation=cv2.INTER_AREA)
-        yield _Picture(last, cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), size)
+        yield small_picture(last, picture)
+
+
+def small_picture(time: float, picture: np.ndarray) -> SmallPicture:
+    """A picture `(H, W, 3)` in RGB or `(H, W)` in grey, uint8, as it is compared with others."""
+    size = picture.shape[:2]
+    width = min(WIDTH, size[1])
+    height = max(16, round(size[0] * width / size[1]))  # the search needs a few pixels
+    small = cv2.resize(picture, (max(16, width), height), interpolation=cv2.INTER_AREA)
+    return SmallPicture(time, small if small.ndim == 2 else cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), size)
 
 
 def _check_time(time: Any, last: float, name: str) -> float:

@@ -20,9 +20,18 @@ from PIL import Image
 from combo_hf.files.atomic import replacing
 from combo_hf.maskige_combo import PALETTE
 from combo_hf.media_combo_shown import UNKNOWN
-from combo_hf.media_combo_source import SAMPLING_RATE, MediaError, MediaSource, choose_tracks, open_media
+from combo_hf.media_combo_source import (
+    SAMPLING_RATE,
+    MediaError,
+    MediaFile,
+    MediaSource,
+    TrackChoice,
+    choose_tracks,
+    open_media,
+)
 from combo_hf.media_combo_tracks import PictureTrack, SoundTrack, picture_track, sound_track
-from combo_hf.results.painting import Painter, even
+from combo_hf.results.follow import follow_small_pictures, small_picture
+from combo_hf.results.painting import Painter, even, plane_values
 
 
 ENDINGS = (".mp4", ".m4v", ".mov")
@@ -45,6 +54,7 @@ def write_overlay_video(
     video_track: int | None = None,
     audio_track: int | None = None,
     labels: Mapping[int, str] | None = None,
+    follow: bool = False,
 ) -> Path:
     """Paint label maps over a video as it is shown, at its resolution and with its time stamps and sound.
 
@@ -62,6 +72,7 @@ def write_overlay_video(
         progress: called as `progress(pictures read, pictures in all or None)`.
         video_track, audio_track (`int`, *optional*): as in [`iter_clips`].
         labels (`dict`, *optional*): class number -> name; written on the objects, with a legend of the colours.
+        follow: move the maps along with the pictures ([`follow_label_maps`]): every picture gets a map of its own.
 
     Returns:
         `Path`: what was written. Sound in AAC or MP3 is copied, other sound encoded as AAC with the same channels.
@@ -81,14 +92,16 @@ def write_overlay_video(
         with _mp4(path, media.error) as output:
             pictures = _PictureWriter(output, track, zero)
             sound = _SoundWriter(output, sound_track(media, sound_video, choice, zero), zero)
-            painter = Painter(label_maps, colors, fps, alpha, track, labels)
-            for count, (now, frame, until) in enumerate(_with_ends(track), start=1):
-                pictures.write(painter.paint(now, frame), frame.pts or 0)
-                for slot in _slots_within(now, until, fps):
-                    if painter.advance(slot):  # a still picture is shown anew where the map changes
-                        pictures.write(painter.mix(frame), (frame.pts or 0) + pictures.ticks(slot / fps - now))
+            maps = _followed(media, choice, label_maps, fps) if follow else label_maps
+            painter = Painter(maps, colors, 1 if follow else fps, alpha, track, labels)
+            count = 0
+            for index, (now, frame, shown_for) in enumerate(_moments(track, fps)):
+                changed = painter.advance(index if follow else int(now * fps + 1e-9))
+                if changed or not shown_for:  # a still picture is shown anew where the map changes
+                    pictures.write(painter.mix(frame), (frame.pts or 0) + pictures.ticks(shown_for))
                 sound.write_until(now)
-                if progress is not None:
+                count += not shown_for
+                if progress is not None and not shown_for:
                     progress(count, track.stream.frames or None)
             pictures.finish(pictures.ticks(track.end) + track.first)
             sound.write_until(math.inf)
@@ -104,6 +117,33 @@ def _with_ends(track: PictureTrack) -> Iterator[tuple[float, VideoFrame, float]]
         held = now, frame
     if held is not None:
         yield (*held, track.end)
+
+
+def _moments(track: PictureTrack, fps: float) -> Iterator[tuple[float, VideoFrame, float]]:
+    """Time, picture, and s that it has been shown for: a still picture comes again where a map may change."""
+    for now, frame, until in _with_ends(track):
+        yield now, frame, 0.0
+        for slot in _slots_within(now, until, fps):
+            yield slot / fps, frame, slot / fps - now
+
+
+def _followed(
+    media: MediaFile, choice: TrackChoice, label_maps: Iterable[tuple[float, np.ndarray]], fps: float
+) -> Iterator[tuple[float, np.ndarray]]:
+    """A label map for every one of the [`_moments`], by its number.
+
+    Decodes the video once more: the pictures up to the next map must be seen before the first of them can be painted,
+    and small grey ones are all that is kept of them.
+    """
+    with media.open() as video:
+        track = picture_track(media, video, choice)
+        size = track.size[::-1]
+        pictures = (
+            small_picture(now, track.orientation.apply(plane_values(track.planes(frame, "yuv444p").planes[0])))
+            for now, frame, _ in _moments(track, fps)
+        )
+        for index, label_map in enumerate(follow_small_pictures(pictures, label_maps)):
+            yield index, label_map if label_map.shape == size else np.zeros(size, np.uint8)
 
 
 def _slots_within(now: float, until: float, fps: float) -> range:
