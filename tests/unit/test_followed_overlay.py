@@ -1,0 +1,49 @@
+"""Overlays of videos in which something moves: the colour lies on the thing in every picture."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from test_follow import overlap, scene
+
+from combo_hf.results.video import write_overlay_video, write_video
+
+
+RATE, SECONDS = 10, 3
+COLOURS = np.array([[0, 0, 0], [0, 255, 0]], np.uint8)
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[np.ndarray]]:
+    """A video of a disc that crosses the picture, and where the disc is in each picture."""
+    pictures, masks = map(list, zip(*[scene(60 + 6 * k) for k in range(RATE * SECONDS)], strict=True))
+    grey = [np.repeat(picture.mean(2, keepdims=True), 3, 2).astype(np.uint8) for picture in pictures]
+    return write_video(tmp_path_factory.mktemp("moving") / "disc.mp4", grey, RATE), masks
+
+
+def painted(path: Path) -> list[np.ndarray]:
+    """Where each picture of a grey video is green."""
+    with av.open(str(path)) as video:
+        pictures = [frame.to_ndarray(format="rgb24").astype(int) for frame in video.decode(video=0)]
+    return [picture[..., 1] > picture[..., 0] + 60 for picture in pictures]
+
+
+@pytest.mark.parametrize(("follow", "least", "most"), [(False, 0.2, 0.6), (True, 0.75, 1.0)])
+def test_the_colour_lies_on_what_moves(moving, tmp_path: Path, follow: bool, least: float, most: float) -> None:
+    video, masks = moving
+    maps = [(second + 15 / 16, masks[int((second + 15 / 16) * RATE)]) for second in range(SECONDS)]
+    path = write_overlay_video(video, tmp_path / "out.mp4", maps, COLOURS, alpha=1.0, follow=follow)
+    found = painted(path)
+    assert len(found) == len(masks)
+    assert least < np.mean([overlap(*pair) for pair in zip(found, masks, strict=True)]) <= most
+
+
+def test_a_still_picture_changes_with_the_seconds(moving, tmp_path: Path) -> None:
+    """Followed or not, a picture that is shown for seconds has the mask of each of them."""
+    _, masks = moving
+    still = write_video(tmp_path / "still.mp4", [np.full((180, 320, 3), 128, np.uint8)] * 2, 0.5)
+    maps = [(second + 15 / 16, masks[0] if second % 2 else 0 * masks[0]) for second in range(4)]
+    for follow in (False, True):
+        path = write_overlay_video(still, tmp_path / "out.mp4", maps, COLOURS, alpha=1.0, follow=follow)
+        assert [bool(mask.any()) for mask in painted(path)] == [False, True, False, True]
