@@ -117,7 +117,7 @@ def test_bad_films(capsys, tiny_folder, tmp_path, name, content, words):
         (["predict", "FILM", "--output", "OUT", "--device", "nosuch"], ["--device", "nosuch"]),
         (["predict", "FILM", "--output", "OUT", "--model", "nosuch"], ["nosuch: no such folder"]),
         (["predict", "FILM", "--output", "FILM", "--model", "TINY"], ["street scene.mp4"]),
-        (["predict", "FOLDER", "--output", "OUT", "--model", "TINY"], ["is a folder"]),
+        (["predict", "FOLDER", "--output", "OUT", "--model", "TINY"], ["no videos in this folder"]),
         (["info", "nosuch"], ["nosuch"]),
         (["data"], ["COMMAND"]),
         (["data", "synthesize", "--output", "OUT", "--kind", "nosuch"], ["nosuch"]),
