@@ -22,7 +22,8 @@ __version__ = "0.1.0"
 
 TASK = "audio-visual-segmentation"
 ASSETS = Path(__file__).resolve().parent / "assets"
-BUNDLED_MODEL = ASSETS / "demo"
+DEFAULT_MODEL = ASSETS / "real"  # knows seven animals and their sounds; for research that is not commercial
+BUNDLED_MODEL = ASSETS / "demo"  # knows the synthetic scenes of combo_hf.data.synthetic
 
 # The public names by module, each imported at first use. Editors and type checkers read the same list below.
 _PUBLIC = {
@@ -115,8 +116,8 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
     """The pipeline of a checkpoint: the code is this package's, and no file of the checkpoint is run.
 
     Args:
-        repo_or_folder: Hub id or local folder; `None`: the small weights that come with the package, which know only
-            the synthetic scenes of `combo_hf.data.synthetic`.
+        repo_or_folder: Hub id or local folder; `None`: the small weights that come with the package, which know the
+            animals of `DEFAULT_MODEL` and their sounds and nothing else, for research that is not commercial.
         **kwargs: as for `transformers.pipeline`: `device`, `dtype`, `batch_size`, `proposal_generator`, `fps`, ...
 
     Raises:
@@ -136,12 +137,12 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
 
 
 def resolve_model(repo_or_folder: str | Path | None = None) -> str:
-    """Folder or Hub id as `from_pretrained` takes it; `None` is the bundled model. A misspelt folder is found here.
+    """Folder or Hub id as `from_pretrained` takes it; `None` is `DEFAULT_MODEL`. A misspelt folder is found here.
 
     Raises:
         FileNotFoundError: neither a checkpoint's folder nor of the form `org/name`.
     """
-    source = Path(BUNDLED_MODEL if repo_or_folder is None else repo_or_folder)
+    source = Path(DEFAULT_MODEL if repo_or_folder is None else repo_or_folder)
     if source.is_dir():
         if not (source / "config.json").is_file():
             raise FileNotFoundError(f"{source}: no checkpoint, config.json is missing.")
@@ -210,7 +211,7 @@ def register() -> None:
             TASK,
             pipeline_class=AudioVisualSegmentationPipeline,
             pt_model=AutoModel,
-            default={"model": (str(BUNDLED_MODEL), "main")},
+            default={"model": (str(DEFAULT_MODEL), "main")},
             type="multimodal",
         )
         # "No model was supplied, defaulted to ..." is meant for defaults on the Hub, which may move.

@@ -266,7 +266,7 @@ def build_demo(
     storage = Storage(limits.keep)  # before any component is made
     pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))
-    bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.BUNDLED_MODEL
+    bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.DEFAULT_MODEL
     with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
         gr.Markdown(_introduction(limits, bundled))
         with gr.Row():
@@ -302,8 +302,8 @@ def build_demo(
         stop.click(None, cancels=[event], api_name=False)
         if bundled:
             gr.Examples(
-                [[str(combo_hf.ASSETS / "demo_clip.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.example,
-                cache_examples=True, cache_mode="lazy", label="A synthetic clip", api_name=False)  # fmt: skip
+                [[str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.example,
+                cache_examples=True, cache_mode="lazy", label="Photographs, recordings", api_name=False)  # fmt: skip
     demo.queue(max_size=limits.queue)
     demo.combo_storage = storage
     demo.combo_launch = {
@@ -330,7 +330,8 @@ def _introduction(limits: Limits, bundled: bool) -> str:
     )
     if bundled:
         text += (
-            "\n\n**The bundled weights know only synthetic scenes:** try the example. They do not segment real videos."
+            "\n\n**These weights know seven animals** (bird, cat, cow, dog, hen, lion, sheep) and nothing else, for "
+            "research that is not commercial. Try the example."
         )
     return text
 

@@ -26,13 +26,15 @@ from combo_hf.results.records import TIMELINES
 
 
 BUNDLED_NOTE = (
-    "Note: the bundled weights know only the synthetic scenes of this package; for real footage name a model: --model"
+    "Note: the bundled weights know seven animals (bird, cat, cow, dog, hen, lion, sheep) and nothing else; "
+    "they are for research that is not commercial. For other things name a model: --model"
 )
 # Endings of the files that `predict FOLDER` takes.
 VIDEO_ENDINGS = frozenset(
     f".{ending}"
     for ending in "mp4 m4v mov mkv webm avi mpg mpeg ts m2ts mts vob wmv asf flv 3gp ogv mxf dv gif webp".split()
 )
+DEMO_CLIP = "demo_real.mp4"  # CREDITS.md beside it names the authors
 PACKAGES = "combo-hf torch transformers huggingface-hub numpy pillow av scikit-image".split()
 
 
@@ -41,7 +43,7 @@ def demo(arguments: argparse.Namespace) -> None:
     from combo_hf import ASSETS, load_pipeline
     from combo_hf.results.folder import predict_to_folder
 
-    clip = ASSETS / "demo_clip.mp4"
+    clip = ASSETS / DEMO_CLIP
     if not clip.is_file():
         raise InputError(f"{clip.name}: the demo clip is missing from this installation; reinstall {PROGRAM}")
     pipe = load_pipeline(device=arguments.device)
@@ -96,17 +98,19 @@ def info(arguments: argparse.Namespace) -> None:
     """Versions, devices and the bundled weights; or the parts of a given model."""
     import torch
 
-    from combo_hf import BUNDLED_MODEL, resolve_model
+    from combo_hf import BUNDLED_MODEL, DEFAULT_MODEL, resolve_model
 
     if arguments.model is None:
         for package, version in package_versions(PACKAGES).items():
             print(f"{package:16} {version}")
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         print(f"{'devices':16} {', '.join(['cpu', *names])}")
-        facts = BUNDLED_MODEL / "demo.json"
-        known = json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {}
-        print(f"{'bundled weights':16} {BUNDLED_MODEL if (BUNDLED_MODEL / 'config.json').is_file() else 'missing'}")
-        print("\n".join(_outline(known)))
+        for name, folder, facts in (
+            ("bundled weights", DEFAULT_MODEL, DEFAULT_MODEL / "real.json"),
+            ("drawn scenes", BUNDLED_MODEL, BUNDLED_MODEL / "demo.json"),
+        ):
+            print(f"{name:16} {folder if (folder / 'config.json').is_file() else 'missing'}")
+            print("\n".join(_outline(json.loads(facts.read_text(encoding="utf-8")) if facts.is_file() else {})))
         return
     load_transformers()
     from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
@@ -139,7 +143,7 @@ def register(commands: Any) -> None:
     text = "video: file, folder of files, pattern, http(s) URL, or - for standard input"
     command.add_argument("source", nargs="+", help=text)
     command.add_argument("--output", type=Path, required=True, help="folder for the results")
-    command.add_argument("--model", help="folder or Hub id; default: the bundled weights (synthetic scenes only)")
+    command.add_argument("--model", help="folder or Hub id; default: the bundled weights (seven animals)")
     text = "proposal model, NAME or NAME=folder or Hub id (mobile_sam=my-mobile-sam); default: what the model says"
     command.add_argument("--proposals", type=_proposals, metavar="NAME[=MODEL]", help=text)
     text = "only these, separated by commas; default: all the model knows"

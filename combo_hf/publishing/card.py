@@ -75,9 +75,12 @@ def find_origin(folder: str | Path, license: str | None = None) -> Origin:
     """
     folder = Path(folder)
     origin = UNKNOWN
+    said = folder / "origin.json"  # what its makers say, where no recipe or report can
     report, facts = folder / "conversion_report.json", folder / "demo.json"
     recipe = next((path for path in (folder / "recipe.yaml", folder.parent / "recipe.yaml") if path.is_file()), None)
-    if report.is_file():
+    if said.is_file():
+        origin = _said(_read(said))
+    elif report.is_file():
         origin = _converted(_read(report))
     elif recipe is not None:
         origin = _trained(_read(recipe), _read(facts) if facts.is_file() else {})
@@ -85,6 +88,13 @@ def find_origin(folder: str | Path, license: str | None = None) -> Origin:
         text = f"{plain_text(license)}, says whoever published them."
         return dataclasses.replace(origin, license=license, license_text=text)
     return origin
+
+
+def _said(values: Mapping[str, Any]) -> Origin:
+    try:
+        return Origin(**{name: values[name] for name in ("license", "license_text", "made", "tags")})
+    except KeyError as error:
+        raise ValueError(f"origin.json: {error} is missing.") from error
 
 
 def _converted(report: Mapping[str, Any]) -> Origin:

@@ -213,13 +213,13 @@ def test_demo_with_these_weights(capsys, film, tiny_folder, tmp_path, monkeypatc
     import combo_hf
 
     monkeypatch.setattr(combo_hf, "ASSETS", tmp_path)
-    monkeypatch.setattr(combo_hf, "BUNDLED_MODEL", tiny_folder)
-    assert_one_error_line(run(capsys, "demo", "--output", tmp_path / "demo"), "demo_clip.mp4")
-    (tmp_path / "demo_clip.mp4").write_bytes(film.read_bytes())
+    monkeypatch.setattr(combo_hf, "DEFAULT_MODEL", tiny_folder)
+    assert_one_error_line(run(capsys, "demo", "--output", tmp_path / "demo"), "demo_real.mp4")
+    (tmp_path / "demo_real.mp4").write_bytes(film.read_bytes())
     code, stdout, stderr = run(capsys, "demo", "--output", tmp_path / "demo")
     assert (code, stderr) == (0, "")
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo_overlay.mp4", "demo_sheet.png"}
-    assert "What sounds when: " in stdout and "synthetic scenes" in stdout
+    assert "What sounds when: " in stdout and "know seven animals" in stdout
 
 
 def test_synthesize(capsys, tmp_path):

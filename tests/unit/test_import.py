@@ -99,8 +99,8 @@ def test_a_task_without_a_model_loads_the_bundled_weights(tiny_folder, monkeypat
     import combo_hf
 
     task = PIPELINE_REGISTRY.supported_tasks[combo_hf.TASK]
-    assert task["default"]["model"][0] == str(combo_hf.BUNDLED_MODEL)
-    if not (combo_hf.BUNDLED_MODEL / "config.json").is_file():
+    assert task["default"]["model"][0] == str(combo_hf.DEFAULT_MODEL)
+    if not (combo_hf.DEFAULT_MODEL / "config.json").is_file():
         monkeypatch.setitem(task, "default", {"model": (tiny_folder, "main")})
     pipe = transformers.pipeline("audio-visual-segmentation", device="cpu")
     assert isinstance(pipe, combo_hf.AudioVisualSegmentationPipeline)

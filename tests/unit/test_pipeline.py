@@ -306,7 +306,7 @@ def test_save_pretrained_round_trip(tiny_pipe, tmp_path):
     tiny_pipe.save_pretrained(tmp_path)
     names = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
     assert names == {"config.json", "model.safetensors", "processor_config.json"}
-    assert str(combo_hf.BUNDLED_MODEL) not in (tmp_path / "config.json").read_text()
+    assert str(combo_hf.ASSETS) not in (tmp_path / "config.json").read_text()
     again = transformers.pipeline("audio-visual-segmentation", model=str(tmp_path), device="cpu", fps=2)
     source = make_input(2, 2)
     np.testing.assert_array_equal(
