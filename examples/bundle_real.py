@@ -1,0 +1,60 @@
+"""Put a run of examples/recipes/real-animals.yaml into the package, with half the bytes.
+
+    python examples/bundle_real.py --run runs/animals --facts facts.json --background-weight 0.3
+
+Writes combo_hf/assets/real: weights in half precision (loaded in single precision), configuration, processor,
+recipe.yaml, real.json (the facts: cost, scores) and origin.json (the terms, for the card). The model card and the
+licence beside them are written by hand.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import combo_hf
+from combo_hf.training.run import build_processor
+
+
+RECIPE = Path(__file__).resolve().parent / "recipes" / "real-animals.yaml"
+TERMS = (
+    "Research that is not commercial. They were trained on photographs and recordings of research and hobby "
+    "collections, most of which state no terms or research only; LICENSE.txt beside the weights names them."
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--checkpoint", default="best")
+    parser.add_argument("--facts", type=Path, required=True, help="JSON: machine, cost, scores")
+    parser.add_argument("--background-weight", type=float, required=True)
+    parser.add_argument("--output", type=Path, default=combo_hf.DEFAULT_MODEL)
+    arguments = parser.parse_args()
+    facts = json.loads(arguments.facts.read_text(encoding="utf-8"))
+    model = combo_hf.ComboForAudioVisualSegmentation.from_pretrained(arguments.run / arguments.checkpoint)
+    model.config.background_weight = arguments.background_weight
+    model.config.num_frames = 5
+    output = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output, carry_code=False)
+    build_processor(model.config).save_pretrained(output)
+    weights = output / "model.safetensors"
+    tensors = {name: t.half() if t.dtype == torch.float32 else t for name, t in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    shutil.copy(RECIPE, output / "recipe.yaml")  # that of the run, but for its folders
+    (output / "real.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    origin = {
+        "license": "other",
+        "license_text": TERMS,
+        "made": [f"{key}: {value}" for key, value in facts.items() if not isinstance(value, dict)],
+        "tags": ["animals"],
+    }
+    (output / "origin.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
