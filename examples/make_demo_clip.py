@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from combo_hf.data.compose_scenes import Layer, Picture, Scene, cover
+from combo_hf.data.compose_scenes import Picture, Scene, cover
 from combo_hf.data.compose_sounds import SAMPLING_RATE, read_recording
 from combo_hf.results.video import write_video
 
 
-FPS, HEIGHT, ASPECT, SEED = 25, 288, 16 / 9, 5
-SECONDS = 5  # of each of the two shots
-SHOTS = (("dog", "cat"), ("sheep", "cow"))  # side by side
-HEARD = ("dog", "dog", "cat", "cat", None, "cow", "cow", "sheep", "sheep", None)  # in each second
+FPS, HEIGHT, ASPECT, SEED = 25, 288, 4 / 3, 5
+SHOTS = (("dog", 3), ("cow", 3), ("cat", 2), ("sheep", 2))  # what is seen, and for how many seconds
+HEARD = ("dog", "dog", None, None, "cow", "cow", "cat", "cat", "cat", "sheep")  # in each second; a meow over the sheep
 PHOTOS = "src/activities/explore_farm_animals/resource/animals"
 COMPRESSED, ZSTD, FOLDER = 1, 4, 2
 
@@ -59,14 +58,11 @@ def read_resources(path: Path, wanted: str) -> dict[str, bytes]:
     return found
 
 
-def shot(photos: dict[str, bytes], names: tuple[str, str], rng: np.random.Generator) -> Scene:
-    """Two photographs beside each other, each with a camera of its own."""
-    layers: list[Layer] = []
-    for number, name in enumerate(names):
-        image = Image.open(io.BytesIO(photos[f"{name}.webp"])).convert("RGB")
-        region = (number * ASPECT / 2, 0.0, (number + 1) * ASPECT / 2, 1.0)
-        layers.append(cover(Picture(image, None), region, SECONDS, 0.6, 0, rng, zoom=(1.0, 1.1)))
-    return Scene(ASPECT, layers)
+def shot(photos: dict[str, bytes], name: str, seconds: int, rng: np.random.Generator) -> Scene:
+    """A photograph under a camera that moves a little."""
+    image = Image.open(io.BytesIO(photos[f"{name}.webp"])).convert("RGB")
+    layer = cover(Picture(image, None), (0.0, 0.0, ASPECT, 1.0), seconds, 0.6, 0, rng, zoom=(1.0, 1.05))
+    return Scene(ASPECT, [layer])
 
 
 def soundtrack(folder: Path) -> np.ndarray:
@@ -91,9 +87,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     photos, rng = read_resources(arguments.photos, PHOTOS), np.random.default_rng(SEED)
-    scenes = [shot(photos, names, rng) for names in SHOTS]
+    scenes = [(shot(photos, name, seconds, rng), seconds) for name, seconds in SHOTS]
     width = 2 * round(HEIGHT * ASPECT / 2)
-    frames = (scene.render(number / FPS, HEIGHT, width)[0] for scene in scenes for number in range(SECONDS * FPS))
+    frames = (
+        scene.render(number / FPS, HEIGHT, width)[0] for scene, seconds in scenes for number in range(seconds * FPS)
+    )
     write_video(arguments.output, frames, FPS, soundtrack(arguments.sounds), SAMPLING_RATE)
 
 
