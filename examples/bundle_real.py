@@ -41,7 +41,7 @@ def main() -> None:
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(output, carry_code=False)
-    build_processor(model.config).save_pretrained(output)
+    build_processor(model.config).save_pretrained(output, carry_code=False)
     weights = output / "model.safetensors"
     tensors = {name: t.half() if t.dtype == torch.float32 else t for name, t in load_file(weights).items()}
     save_file(tensors, weights, metadata={"format": "pt"})
