@@ -13,7 +13,7 @@ from combo_hf import resolve_model
 from combo_hf.data.clips import AvsbenchClips
 from combo_hf.data.collate import ClipExample
 from combo_hf.data.loading import load_avsbench
-from combo_hf.data.subsets import holds_indices
+from combo_hf.data.subsets import OWN, holds_indices
 from combo_hf.evaluation.files import fingerprint_ids
 from combo_hf.evaluation.other_sounds import RowsWithOtherSounds
 from combo_hf.evaluation.scores import ClipSet, label_names
@@ -118,10 +118,10 @@ def prepare_evaluation(
     rows = rows if options.limit is None else rows.select(range(min(options.limit, len(rows))))
     if not len(rows):
         raise ValueError(f"{data}: split {options.split!r} has no videos.")
-    options = _fill_in(options, rows)
     network = ComboForAudioVisualSegmentation.from_pretrained(folder)
     torch.nn.Module.to(network, device).eval()  # the way round the annotation of transformers
     labels = label_names(network)
+    options = _fill_in(options, rows, len(labels))
     ids = list(rows["video_id"])
     categories = [name or "" for name in rows["category"]] if "category" in rows.features else [""] * len(ids)
     _check_ids(ids)
@@ -169,15 +169,16 @@ class PreparedClips:
         return example
 
 
-def _fill_in(options: EvaluationOptions, rows: Any) -> EvaluationOptions:
+def _fill_in(options: EvaluationOptions, rows: Any, num_labels: int) -> EvaluationOptions:
     """Subset and scores, from the data where they were not named."""
     found = sorted(set(rows["subset"])) if "subset" in rows.features else []
     subset = options.subset or (found[0] if len(found) == 1 else None)
     if subset is None:
-        raise ValueError(f"the data set holds the subsets {found}; name one: s4, ms3 or avss.")
+        raise ValueError(f"the data set holds the subsets {found}; name one of them.")
     scores = options.scores
     if scores == "auto":
-        scores = "semantic" if holds_indices(subset) else "object"
+        one_class = subset == OWN and num_labels == 2
+        scores = "semantic" if holds_indices(subset) and not one_class else "object"
     return dataclasses.replace(options, subset=subset, scores=scores)
 
 

@@ -130,7 +130,7 @@ def _strip(evaluation: Evaluation, index: int, record: dict[str, Any]) -> Image.
     size = (LEFT + MAX_COLUMNS * (TILE + GAP), HEAD + len(ROWS) * (TILE + GAP) + 8)
     strip = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(strip)
-    _write_head(draw, evaluation, record, np.union1d(truth[shown], prediction[shown]), colors)
+    _write_head(draw, evaluation, record, truth[shown], prediction[shown], colors)
     for column, frame in enumerate(shown):
         image = Image.fromarray(frames[frame].permute(1, 2, 0).numpy())
         pictures = (image, *(overlay_on_grey(image, labels[frame], colors) for labels in (truth, prediction)))
@@ -142,8 +142,14 @@ def _strip(evaluation: Evaluation, index: int, record: dict[str, Any]) -> Image.
 
 
 def _write_head(
-    draw: ImageDraw.ImageDraw, evaluation: Evaluation, record: dict[str, Any], classes: np.ndarray, colors: np.ndarray
+    draw: ImageDraw.ImageDraw,
+    evaluation: Evaluation,
+    record: dict[str, Any],
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    colors: np.ndarray,
 ) -> None:
+    """Name and scores; below them the category, what was predicted, and the colours of all classes to be seen."""
     scores = f"M_J {100 * record['M_J']:.1f}  M_F {100 * record['M_F']:.1f}"
     if evaluation.semantic:
         scores = f"IoU {100 * record['iou']:.1f}  {scores}"
@@ -151,11 +157,23 @@ def _write_head(
     draw.text((4, 4), f"{name}   {scores}", fill=INK, font=_font(13))
     for row, title in enumerate(ROWS):
         draw.text((4, HEAD + row * (TILE + GAP) + TILE // 2 - 8), title, fill=FAINT, font=_font(13))
-    x = LEFT
+    line = f"{record['category'] or 'no category'}, predicted: {predicted_names(evaluation, prediction)}"
+    draw.text((4, 24), line, fill=INK, font=_font(12))
+    x = 16 + int(_font(12).getlength(line))
+    classes = np.union1d(truth, prediction)
     for index in classes[classes > 0].tolist() if evaluation.semantic else ():
         draw.rectangle((x, 27, x + 9, 36), fill=tuple(colors[index].tolist()))
         draw.text((x + 13, 24), evaluation.labels[index], fill=FAINT, font=_font(12))
         x += 25 + int(_font(12).getlength(evaluation.labels[index]))
+
+
+def predicted_names(evaluation: Evaluation, prediction: np.ndarray) -> str:
+    """The classes of a label map by size, the largest first, in words."""
+    classes, areas = np.unique(prediction[prediction > 0], return_counts=True)
+    if not evaluation.semantic:
+        return "something" if len(classes) else "nothing"
+    order = classes[np.argsort(-areas, kind="stable")]
+    return ", ".join(evaluation.labels[index] for index in order.tolist()) or "nothing"
 
 
 def _chosen_frames(areas: np.ndarray) -> np.ndarray:

@@ -171,7 +171,12 @@ def _avsbench(
 
 
 def _rows(data: AvsbenchRecipe, split: str) -> Any:
-    return load_avsbench(data.path, split, subset=None if data.subset == OWN else data.subset, revision=data.revision)
+    try:
+        return load_avsbench(data.path, split, subset=data.subset, revision=data.revision)
+    except ValueError:
+        if data.subset != OWN:
+            raise
+        return load_avsbench(data.path, split, revision=data.revision)  # its only configuration, whatever its name
 
 
 def _own_names(rows: Any, path: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -275,6 +276,20 @@ def test_lost_lines_are_noticed(folders: Path, whole, tmp_path: Path, monkeypatc
     monkeypatch.setattr(evaluation_run, "_evaluate_rest", lambda *arguments: None)
     with pytest.raises(ValueError, match="4 videos have no line"):
         run(folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("semantic", "pixels", "words"),
+    [
+        (True, [0, 2, 1, 1, 1, 0], "owl, cat"),
+        (True, [0, 0], "nothing"),
+        (False, [1, 0], "something"),
+        (False, [0], "nothing"),
+    ],
+)
+def test_the_sheet_says_what_was_predicted(semantic: bool, pixels: list[int], words: str):
+    evaluation = SimpleNamespace(semantic=semantic, labels=["background", "owl", "cat"])
+    assert evaluation_report.predicted_names(evaluation, torch.tensor(pixels).numpy()) == words
 
 
 def test_frames_of_a_long_video_are_those_where_most_is_to_be_seen():
