@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from combo_hf.commands.common import PROGRAM, InputError, add_command, add_group, device, named, positive
+from combo_hf.commands.common import (
+    PROGRAM,
+    InputError,
+    add_command,
+    add_group,
+    device,
+    generator_option,
+    named,
+    positive,
+)
 from combo_hf.files.progress import Progress
 
 
@@ -67,28 +76,16 @@ def _generator(arguments: argparse.Namespace) -> Any:
         raise InputError(str(error)) from error
 
 
-def _option(text: str) -> tuple[str, Any]:
-    import ast
-
-    name, _, value = text.partition("=")
-    if not name or not value:
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted NAME=VALUE, points_per_side=16 for example")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
 def register(commands: Any) -> None:
     """Add the sub-commands."""
     example = f"{PROGRAM} maskige frames --generator mobile_sam --model my-mobile-sam --output maskiges"
     command = add_command(commands, "maskige", maskige, "make Maskiges in advance", example)
     command.add_argument("source", help="video, folder of pictures or videos, AVSBench, or built data set")
     command.add_argument("--output", type=Path, required=True, help="folder; for AVSBench it may be the source")
-    names = "superpixels (default, no weights), sam, mobile_sam, semantic_sam, sam2, edgetam"
+    names = "superpixels (default, no weights), sam, mobile_sam, mobile_sam_fast, semantic_sam, sam2, edgetam"
     command.add_argument("--generator", default="superpixels", help=names)
     command.add_argument("--model", help="weights of the generator: folder or Hub id")
-    command.add_argument("--option", type=_option, action="append", default=[], metavar="NAME=VALUE",
+    command.add_argument("--option", type=generator_option, action="append", default=[], metavar="NAME=VALUE",
                          help="of the generator: points_per_side=16, pred_iou_thresh=0.9, ...")  # fmt: skip
     command.add_argument("--size", type=positive, help="side in pixels; default 224; AVSBench, data sets: the frame's")
     command.add_argument("--fps", type=positive, default=1, help="frames per second of a video, default 1")

@@ -15,6 +15,7 @@ from combo_hf.commands.common import (
     InputError,
     add_command,
     device,
+    generator_option,
     load_transformers,
     named,
     positive,
@@ -59,7 +60,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from combo_hf import load_pipeline
     from combo_hf.results.folder import display_name, predict_to_folder
 
-    options = _generator(arguments.proposals, arguments.device)
+    options = _generator(arguments.proposals, arguments.device, dict(arguments.option))
     with named(arguments.model or "bundled weights", loading=True):
         pipe = load_pipeline(arguments.model, device=arguments.device, **options)
     failed = False
@@ -146,6 +147,10 @@ def register(commands: Any) -> None:
     command.add_argument("--model", help="folder or Hub id; default: the bundled weights (seven animals)")
     text = "proposal model, NAME or NAME=folder or Hub id (mobile_sam=my-mobile-sam); default: what the model says"
     command.add_argument("--proposals", type=_proposals, metavar="NAME[=MODEL]", help=text)
+    text = "of the proposal model: points_per_side=8, stability_score_thresh=0.85, ...; may be repeated"
+    command.add_argument(
+        "--option", type=generator_option, action="append", default=[], metavar="NAME=VALUE", help=text
+    )
     text = "only these, separated by commas; default: all the model knows"
     command.add_argument("--classes", type=_names, metavar="LABEL[,LABEL]", help=text)
     text = "share of all class scores below which a pixel stays background, 0 to 1, default 0"
@@ -180,16 +185,18 @@ def _proposals(text: str) -> dict[str, Any]:
     return {"name": name, "model": model} if mark else {"name": name}
 
 
-def _generator(proposals: dict[str, Any] | None, device: str | None) -> dict[str, Any]:
+def _generator(proposals: dict[str, Any] | None, device: str | None, options: dict[str, Any]) -> dict[str, Any]:
     from combo_hf.proposals_combo import get_proposal_generator
 
     if proposals is None:
+        if options:
+            raise InputError("--option is of a generator: name it with --proposals")
         return {}
     placed = {"device": device} if device and "model" in proposals else {}
     with named("--proposals"):
         try:
-            return {"proposal_generator": get_proposal_generator({**proposals, **placed})}
-        except TypeError as error:  # weights for a generator that has none
+            return {"proposal_generator": get_proposal_generator({**proposals, **placed, **options})}
+        except TypeError as error:  # an option that the generator does not have
             raise InputError(f"--proposals: {error}") from error
 
 

@@ -13,6 +13,7 @@ from typing import Any
 _CLASSES = {
     "sam": ("sam", "SamProposals"),
     "mobile_sam": ("sam", "MobileSamProposals"),
+    "mobile_sam_fast": ("sam", "FastMobileSamProposals"),
     "semantic_sam": ("semantic_sam", "SemanticSamProposals"),
     "sam2": ("sam", "Sam2Proposals"),
     "edgetam": ("sam", "EdgeTamProposals"),
@@ -32,7 +33,8 @@ def load_proposal_generator(name: str, model: Any = None, **options: Any) -> Any
     """A generator by name.
 
     Args:
-        name: `"superpixels"` (no weights), `"sam"`, `"mobile_sam"`, `"semantic_sam"`, `"sam2"`, `"edgetam"`.
+        name: `"superpixels"` (no weights), `"sam"`, `"mobile_sam"`, `"mobile_sam_fast"`,
+            `"semantic_sam"`, `"sam2"`, `"edgetam"`.
         model: folder or Hub id of the weights.
         **options: device, dtype, grid and thresholds; see the classes.
 

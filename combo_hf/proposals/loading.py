@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ def check_model_type(name: str, model: str, *wanted: str) -> None:
     """Raise `ValueError` unless the configuration of a folder or repository is of a wanted type."""
     from transformers import PretrainedConfig
 
-    if not Path(model).is_dir() and (model.startswith((".", "~", "/")) or "\\" in model or model.count("/") > 1):
+    if not Path(model).is_dir() and not _may_be_repository(model):
         raise ValueError(f"{name}: {model}: no such folder; give a folder with config.json or a Hub id (org/name).")
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         raise ValueError(f"{name}: {model} holds no config.json; convert an official file with combo-hf first.")
@@ -32,3 +33,13 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     if found not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"dtype: wanted float32, float16 or bfloat16, got {dtype!r}.")
     return found
+
+
+def _may_be_repository(model: str) -> bool:
+    """Whether it is worth asking the Hub, which takes long where there is no network."""
+    owner, slash, name = model.partition("/")
+    return (
+        bool(slash and re.fullmatch(r"[\w.-]+", name))
+        and re.match(r"\w", model) is not None
+        and not Path(owner).exists()
+    )

@@ -24,12 +24,14 @@ from PIL import Image
 
 from combo_hf.files.environment import fingerprint_weights, resolve_device
 from combo_hf.proposals.boxes import box_nms, masks_to_boxes, remove_small_regions
+from combo_hf.proposals.clicks import point_grid, superpixel_points
 from combo_hf.proposals.loading import resolve_dtype
 
 
 CHUNK_PIXELS = 2**25  # enlarged at a time: 128 MB of float32
 CPU_PIXELS = 2**22  # on a CPU what stays in its cache is faster: 11 ms a mask at 720p, not 17
 MODEL_PIXELS = 1024 * 1024  # SAM enlarges to its own input size on the way
+CLICKS = ("grid", "superpixels")
 SECOND_NMS = 0.7  # of the NMS after the clean-up the larger of this and box_nms_thresh counts (crop_nms_thresh)
 
 
@@ -73,6 +75,8 @@ class MaskSettings:
         stability_score_offset: the two thresholds are -offset and +offset.
         box_nms_thresh: of two masks whose boxes overlap by more (IoU) the one of lower predicted IoU goes.
         min_mask_region_area: holes and islands below so many pixels go; 0 leaves masks as they are.
+        clicks: `"grid"`, or `"superpixels"`: one click inside of each of the `max_clicks` largest superpixels.
+        max_clicks: with superpixels.
         max_side: a frame with a longer side (pixels) is reduced to it first, and so are its masks; `None`: never.
 
     Raises:
@@ -86,6 +90,8 @@ class MaskSettings:
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
     min_mask_region_area: int = 0
+    clicks: str = "grid"
+    max_clicks: int = 32
     max_side: int | None = 4096
     memory_only: ClassVar[tuple[str, ...]] = ("points_per_batch",)  # what no mask depends on
 
@@ -98,8 +104,11 @@ class MaskSettings:
             "stability_score_offset": (0.0, 1e9, (int, float)),
             "box_nms_thresh": (0.0, 1.0, (int, float)),
             "min_mask_region_area": (0, 2**40, int),
+            "max_clicks": (1, 512, int),
             "max_side": (16, 2**20, int),
         }
+        if self.clicks not in CLICKS:
+            raise ValueError(f"clicks: wanted one of {', '.join(CLICKS)}, got {self.clicks!r}.")
         for name, (low, high, kind) in checks.items():
             value = getattr(self, name)
             if name == "max_side" and value is None:
@@ -227,14 +236,21 @@ class PointGridProposals:
         """
         frame = _fit(frame, self.settings.max_side)
         encoded = self.adapter.encode(frame)
-        grid = point_grid(self.settings.points_per_side) * np.array(frame.size, dtype=np.float64)
-        count = self.settings.points_per_batch
-        found = [self._answers(encoded, grid[start : start + count], frame) for start in range(0, len(grid), count)]
-        packed = Proposals.join(found)
+        points, count = self._clicks(frame), self.settings.points_per_batch
+        batches = [points[start : start + count] for start in range(0, len(points), count)]
+        packed = Proposals.join([self._answers(encoded, batch, frame) for batch in batches])
         packed = packed.take(box_nms(packed.boxes, packed.scores, self.settings.box_nms_thresh))
         masks = np.unpackbits(packed.masks, axis=-1, count=frame.width).astype(bool)
         proposals = dataclasses.replace(packed, masks=masks)
         return self._clean(proposals) if self.settings.min_mask_region_area and len(masks) else proposals
+
+    def _clicks(self, frame: Image.Image) -> np.ndarray:
+        """Where the model is clicked: float64 (P, 2), x and y in pixels."""
+        if self.settings.clicks == "grid":
+            places = point_grid(self.settings.points_per_side)
+        else:
+            places = superpixel_points(frame, self.settings.max_clicks)
+        return places * np.array(frame.size, dtype=np.float64)
 
     def _answers(self, encoded: Any, points: np.ndarray, frame: Image.Image) -> Proposals:
         """Masks for a batch of clicks that pass both thresholds, as bits."""
@@ -284,12 +300,6 @@ class PointGridProposals:
         for name in ("model", *self.settings.memory_only):
             options.pop(name)
         return {**options, "weights": fingerprint_weights(self.adapter.model)}
-
-
-def point_grid(points_per_side: int) -> np.ndarray:
-    """Centres of a square grid over the unit square, row by row: float64 (n * n, 2), x and y."""
-    side = np.linspace(0.5 / points_per_side, 1 - 0.5 / points_per_side, points_per_side)
-    return np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
 
 
 def stability_score(logits: torch.Tensor, offset: float) -> torch.Tensor:

@@ -27,6 +27,15 @@ class ConvNorm(nn.Sequential):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
 
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """As one convolution where nothing is trained: a pass over the map less."""
+        conv, norm = self.conv, self.norm
+        if torch.is_grad_enabled() or norm.training or type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+            return norm(conv(features))
+        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        return F.conv2d(features, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
 
 class TinyVitConvBlock(nn.Module):
     """Inverted bottleneck (MBConv) with a residual: (B, C, h, w) -> the same."""
@@ -156,6 +165,7 @@ class TinyVitEncoder(nn.Module):
         self.neck = SamVisionNeck(config)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> SamVisionEncoderOutput:
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)  # a quarter less time on a CPU
         features = self.patch_embed[1](F.gelu(self.patch_embed[0](pixel_values)))  # stride 4
         for stage in self.stages:
             features = stage(features)

@@ -86,6 +86,7 @@ class SemanticSamProposals(PointGridProposals):
     name: ClassVar[str] = "semantic_sam"
     example: ClassVar[str] = "a folder made by 'combo-hf proposals convert FILE.pth --model semantic_sam'"
     settings_class: ClassVar[type[MaskSettings]] = SemanticSamSettings
+    settings: SemanticSamSettings
 
     def __init__(self, adapter: SemanticSamAdapter, *, source: str | None = None, **options: Any) -> None:
         options = {"points_per_batch": adapter.model.config.points_per_batch, **options}

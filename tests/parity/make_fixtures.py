@@ -3,7 +3,7 @@
     python tests/parity/make_fixtures.py FOLDER_OF_THE_GOLDENS
 
 All manifests, one S4 clip through ResNet-50 and one through PVTv2-B5 (fewer masks and pixels of the final scores), and
-the losses and gradients of the ResNet-50 clip.
+the losses and gradients of the ResNet-50 clip; MobileSAM's answers on two photographs.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ def main(folder: Path) -> None:
     write(BUNDLED / "combo/loss_s4_r50_b1.npz", {name: a for name, a in losses.items() if name.startswith(kept)})
     write(BUNDLED / "combo/loss_points.npz", dict(np.load(folder / "combo/loss_points.npz")))
     compress(folder / "combo/loss_s4_r50_b1.json", BUNDLED / "combo/loss_s4_r50_b1.json.gz")
+    for photograph in ("chelsea", "coffee"):
+        name = f"mobilesam_real_{photograph}.npz"
+        write(BUNDLED / name, dict(np.load(folder / "proposals" / name)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from PIL import Image
 from combo_hf.files.environment import fingerprint_weights
 from combo_hf.proposals import mask_generator
 from combo_hf.proposals.boxes import box_nms, greedy_nms, masks_to_boxes, remove_small_regions
-from combo_hf.proposals.mask_generator import point_grid, stability_score
+from combo_hf.proposals.clicks import point_grid, superpixel_points
+from combo_hf.proposals.mask_generator import stability_score
 
 
 def discs(width=60, height=48, **options):
@@ -108,6 +109,8 @@ def test_modes_of_pictures(mode):
         ({"box_nms_thresh": True}, ValueError, "box_nms_thresh"),
         ({"min_mask_region_area": -1}, ValueError, "min_mask_region_area"),
         ({"max_side": 3}, ValueError, "max_side"),
+        ({"clicks": "everywhere"}, ValueError, "clicks: wanted one of grid, superpixels"),
+        ({"max_clicks": 0}, ValueError, "max_clicks"),
         ({"grid": 3}, TypeError, "no option 'grid'.*points_per_side"),
     ],
 )
@@ -213,3 +216,21 @@ def test_after_the_clean_up_untouched_masks_come_first():
     assert len(clean.masks) == len(plain.masks)
     np.testing.assert_array_equal(clean.points[-1], plain.points[0])
     assert clean.areas[-1] == plain.areas[0] - 1
+
+
+def test_superpixels_are_clicked_inside():
+    """A left half in two colours and a right half in one: three superpixels (and narrow ones along their edges)."""
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[:50, :100], pixels[50:, :100], pixels[:, 100:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    frame = Image.fromarray(pixels)
+    points = superpixel_points(frame, 3)
+    np.testing.assert_allclose(points, [[0.75, 0.5], [0.25, 0.25], [0.25, 0.75]], atol=0.14)
+    options = {"clicks": "superpixels", "max_clicks": 3, "points_per_batch": 2, "stability_score_thresh": 0.5}
+    proposals = DiscProposals(DiscAdapter(), **options).generate(frame)
+    clicked = {tuple(point) for point in proposals.points.tolist()}
+    assert clicked == {tuple(point) for point in (points * frame.size).tolist()}
+    assert len(DiscProposals(DiscAdapter(), **{**options, "max_clicks": 1}).generate(frame).masks) == 2
+
+
+def test_a_frame_of_one_pixel_has_a_click():
+    np.testing.assert_allclose(superpixel_points(Image.new("RGB", (1, 1)), 5), [[0.5, 0.5]])

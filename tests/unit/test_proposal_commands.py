@@ -9,7 +9,8 @@ from fixtures_proposals import picture, random_weights, save_proposal_model, tin
 from PIL import Image
 
 from combo_hf.commands import proposals, segment
-from combo_hf.commands.common import InputError, Parser
+from combo_hf.commands.common import InputError, Parser, generator_option
+from combo_hf.proposals import load_proposal_generator
 from combo_hf.proposals.modeling_mobile_sam import MobileSamModel
 
 
@@ -99,15 +100,33 @@ def test_usage_errors(run, tmp_path, arguments, capsys):
 )
 def test_proposals_that_predict_cannot_use(proposals, message):
     with pytest.raises(InputError, match=message):
-        segment._generator(segment._proposals(proposals), None)
+        segment._generator(segment._proposals(proposals), None, {})
+
+
+def test_options_of_predict():
+    generator = segment._generator({"name": "superpixels"}, None, {"scale": 70})["proposal_generator"]
+    assert generator.scale == 70 and segment._generator(None, None, {}) == {}
+    with pytest.raises(InputError, match="--proposals: .*'superpixels' has no option 'points'"):
+        segment._generator({"name": "superpixels"}, None, {"points": 1})
+    with pytest.raises(InputError, match="name it with --proposals"):
+        segment._generator(None, None, {"scale": 70})
+
+
+@pytest.mark.parametrize("model", ["no-such-folder", "./no/folder", "/no/folder", "tests/no-such-folder", "a/b/c"])
+def test_a_missing_folder_is_said_without_asking_the_hub(monkeypatch, tmp_path, model):
+    (tmp_path / "tests").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.PretrainedConfig.get_config_dict", None)
+    with pytest.raises(ValueError, match="no such folder; give a folder"):
+        load_proposal_generator("mobile_sam", model=model)
 
 
 def test_values_of_options():
-    assert proposals._option("level=[1, 2]") == ("level", [1, 2])
-    assert proposals._option("max_side=None") == ("max_side", None)
-    assert proposals._option("folder=some where") == ("folder", "some where")
+    assert generator_option("level=[1, 2]") == ("level", [1, 2])
+    assert generator_option("max_side=None") == ("max_side", None)
+    assert generator_option("folder=some where") == ("folder", "some where")
     with pytest.raises(argparse.ArgumentTypeError):
-        proposals._option("=3")
+        generator_option("=3")
 
 
 def test_what_cannot_be_converted(run, tmp_path):

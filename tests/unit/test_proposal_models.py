@@ -242,6 +242,31 @@ def test_weights_of_the_other_model_are_refused(sam_folder, mobile_folder):
         SamProposals.from_pretrained(mobile_folder)
 
 
+def test_mobile_sam_at_another_size(mobile_folder, sam_folder):
+    small = MobileSamProposals.from_pretrained(mobile_folder, device="cpu", points_per_side=2, pred_iou_thresh=-1.0)
+    large = MobileSamProposals.from_pretrained(
+        mobile_folder, device="cpu", points_per_side=2, pred_iou_thresh=-1.0, input_size=2 * SIDE
+    )
+    sizes = [generator.adapter.encode(picture()).features.shape[-1] for generator in (small, large)]
+    assert sizes == [SIDE // 16, SIDE // 8] and large.generate(picture()).masks.shape[1:] == (60, 80)
+    assert large.to_dict()["input_size"] == 2 * SIDE and small.identity() != large.identity()
+    with pytest.raises(ValueError, match="input_size: wanted a multiple of 64"):
+        MobileSamProposals.from_pretrained(mobile_folder, device="cpu", input_size=100)
+    with pytest.raises(ValueError, match="this network takes 64 only, got 128"):
+        SamProposals.from_pretrained(sam_folder, device="cpu").adapter.resize(128)
+
+
+def test_convolutions_and_norms_in_one(mobile_folder):
+    """What is computed where nothing is trained is what the modules compute one after the other."""
+    encoder = MobileSamModel.from_pretrained(mobile_folder).eval().vision_encoder
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    apart = encoder(pixels).last_hidden_state
+    with torch.no_grad():
+        together = encoder(pixels).last_hidden_state
+    assert apart.requires_grad and not together.requires_grad
+    torch.testing.assert_close(apart.detach(), together, rtol=1e-5, atol=1e-5)
+
+
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="4 hidden_sizes"):
         MobileSamVisionConfig(depths=[1, 1])
