@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from combo_hf.configuration_combo import ComboConfig
 from combo_hf.files.atomic import replacing
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
 
 INPUTS = ("pixel_values", "maskige_values", "input_features")
@@ -30,7 +32,7 @@ TOLERANCE = 1e-4  # of the largest magnitude of an output
 class ClipNetwork(nn.Module):
     """One clip through the network: `(pixel_values, [maskige_values,] input_features)` -> two tensors."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: ComboForAudioVisualSegmentation) -> None:
         super().__init__()
         self.model = model
         self.use_maskige = model.config.use_maskige
@@ -42,7 +44,7 @@ class ClipNetwork(nn.Module):
         return out.class_queries_logits, out.masks_queries_logits
 
 
-def example_inputs(config: Any, num_frames: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def example_inputs(config: ComboConfig, num_frames: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random inputs of the right shapes, by name: `(T, 3, H, W)` twice (once without Maskige), `(T, 1, 96, 64)`."""
     if num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}.")
@@ -53,7 +55,9 @@ def example_inputs(config: Any, num_frames: int, seed: int = 0) -> dict[str, tor
     return values if config.use_maskige else {key: value for key, value in values.items() if key != INPUTS[1]}
 
 
-def export_program(model: nn.Module, num_frames: int | None = None) -> torch.export.ExportedProgram:
+def export_program(
+    model: ComboForAudioVisualSegmentation, num_frames: int | None = None
+) -> torch.export.ExportedProgram:
     """`torch.export` of the network for clips of `num_frames` frames.
 
     Args:
@@ -69,7 +73,9 @@ def export_program(model: nn.Module, num_frames: int | None = None) -> torch.exp
         return torch.export.export(ClipNetwork(model), tuple(inputs.values()))
 
 
-def save_program(model: nn.Module, path: str | Path, num_frames: int | None = None) -> dict[str, float]:
+def save_program(
+    model: ComboForAudioVisualSegmentation, path: str | Path, num_frames: int | None = None
+) -> dict[str, float]:
     """Write a `torch.export` program (`torch.export.load` reads it), compared as [`export_onnx`] does it.
 
     Returns:
@@ -80,22 +86,24 @@ def save_program(model: nn.Module, path: str | Path, num_frames: int | None = No
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    num_frames = num_frames or model.config.num_frames
-    program = export_program(model, num_frames)
+    frames = num_frames or model.config.num_frames
+    program = export_program(model, frames)
     with replacing(path) as file:
         with _quiet():
             # Not to the file itself: where the disk is full, torch's own writer ends the process (torch 2.14).
             torch.export.save(program, content := io.BytesIO())
             file.write_bytes(content.getbuffer())
             loaded = torch.export.load(file).module()
-        inputs = example_inputs(model.config, num_frames, seed=1)
+        inputs = example_inputs(model.config, frames, seed=1)
         with torch.no_grad():
             differences = _differences(loaded(*inputs.values()), ClipNetwork(model)(*inputs.values()))
         _check_differences(differences)
     return differences
 
 
-def export_onnx(model: nn.Module, path: str | Path, num_frames: int | None = None) -> dict[str, float]:
+def export_onnx(
+    model: ComboForAudioVisualSegmentation, path: str | Path, num_frames: int | None = None
+) -> dict[str, float]:
     """Write an ONNX file, and compare it with PyTorch on random inputs before it gets its name.
 
     Args:
@@ -114,21 +122,23 @@ def export_onnx(model: nn.Module, path: str | Path, num_frames: int | None = Non
         _require(package)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    num_frames = num_frames or model.config.num_frames
-    program = export_program(model, num_frames)
-    names = list(example_inputs(model.config, num_frames))
+    frames = num_frames or model.config.num_frames
+    program = export_program(model, frames)
+    names = list(example_inputs(model.config, frames))
     with replacing(path) as file:
         with _quiet():
-            exported = torch.onnx.export(
+            exported: Any = torch.onnx.export(
                 program, input_names=names, output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True, verbose=False
             )
             exported.save(file, external_data=False)
-        differences = compare_onnx(model, file, num_frames)
+        differences = compare_onnx(model, file, frames)
         _check_differences(differences)
     return differences
 
 
-def compare_onnx(model: nn.Module, path: str | Path, num_frames: int, seed: int = 1) -> dict[str, float]:
+def compare_onnx(
+    model: ComboForAudioVisualSegmentation, path: str | Path, num_frames: int, seed: int = 1
+) -> dict[str, float]:
     """Run file and network on the same random inputs; difference of each output relative to its largest magnitude."""
     runtime = _require("onnxruntime")
     inputs = example_inputs(model.config, num_frames, seed)

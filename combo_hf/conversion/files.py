@@ -103,7 +103,7 @@ def _read_torch(path: Path) -> Any:
     is_zip = _check_torch(path)
     storages: list[tuple[torch.UntypedStorage, int]] = []
 
-    def keep(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+    def keep(storage: Any, location: str) -> Any:
         storages.append((storage, storage.nbytes()))
         if sum(count for _, count in storages) > size:
             raise pickle.UnpicklingError("more numbers than the file holds")
@@ -111,7 +111,7 @@ def _read_torch(path: Path) -> Any:
             storage.fill_(0)  # whoever made the file decides whether it is filled afterwards
         return storage
 
-    known = [(replacement, name) for name, replacement in NumpyNames(size).numpy().items()]
+    known: list[Any] = [(replacement, name) for name, replacement in NumpyNames(size).numpy().items()]
     with torch.serialization.safe_globals(known), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # about pickle protocols; what fails is told
         # mmap works for PyTorch's zip format (since 1.6) only; VGGish's and PVTv2's files are older

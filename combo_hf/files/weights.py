@@ -28,13 +28,15 @@ def load_complete(kind: type[Model], source: str | Path, *, surplus: bool = Fals
         OSError: no such folder or repository, or files missing.
     """
     try:
-        model, report = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+        loaded: Any = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{source}: these weights cannot be loaded ({first_line(error)}).") from error
     except Exception as error:
         if type(error).__module__.startswith("safetensors"):
             raise ValueError(f"{source}: the weight file is damaged ({first_line(error)}).") from error
         raise
+    model: Model
+    model, report = loaded
     kinds = {
         "missing": report["missing_keys"],
         "of another shape": [entry[0] for entry in report["mismatched_keys"]],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -41,12 +44,12 @@ def box_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarr
     """
     if not len(boxes):
         return np.zeros(0, dtype=np.int64)
-    boxes, scores = torch.from_numpy(boxes).float(), torch.from_numpy(scores).float()
-    try:
-        from torchvision.ops import nms
-    except (ImportError, RuntimeError, OSError):  # absent, or built for another torch
-        nms = greedy_nms
-    return nms(boxes, scores, threshold).numpy()
+    nms: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] = greedy_nms
+    with contextlib.suppress(ImportError, RuntimeError, OSError):  # absent, or built for another torch
+        from torchvision import ops
+
+        nms = ops.nms
+    return nms(torch.from_numpy(boxes).float(), torch.from_numpy(scores).float(), threshold).numpy()
 
 
 def greedy_nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:

@@ -46,7 +46,8 @@ class CachedProposals:
     def __init__(self, generator: Any, folder: str | Path, max_entries: int | None = None) -> None:
         if max_entries is not None and max_entries < 1:
             raise ValueError(f"max_entries: wanted at least 1, got {max_entries}.")
-        self.generator, self.folder, self.max_entries = get_proposal_generator(generator), Path(folder), max_entries
+        self.generator: Any = get_proposal_generator(generator)  # with a to_dict(), which is looked for below
+        self.folder, self.max_entries = Path(folder), max_entries
         self.identity = identity_of(self.generator)
         self.hits = self.misses = 0
         remove_leftovers(self.folder, deep=True)
@@ -81,7 +82,7 @@ class CachedProposals:
         masks = self.generator([frame])[0]
         write_masks(path, masks)
         if self.max_entries is not None:
-            self._prune()
+            self._prune(self.max_entries)
         return masks
 
     def path(self, frame: Image.Image) -> Path:
@@ -92,12 +93,13 @@ class CachedProposals:
         key = digest.hexdigest()
         return self.folder / key[:2] / f"{key}.npz"
 
-    def _prune(self) -> None:
+    def _prune(self, count: int) -> None:
+        """Remove the oldest entries above so many."""
         entries = []
         for path in self.folder.glob("??/*.npz"):
             with suppress(OSError):  # another process may have removed it
                 entries.append((path.stat().st_mtime_ns, path))
-        for _, path in sorted(entries)[: -self.max_entries]:
+        for _, path in sorted(entries)[:-count]:
             path.unlink(missing_ok=True)
 
 

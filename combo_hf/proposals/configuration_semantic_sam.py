@@ -119,7 +119,7 @@ class SemanticSamConfig(PretrainedConfig):
 def _build_backbone_config(values: dict) -> PretrainedConfig:
     values = copy.deepcopy(values)
     model_type = values.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
     values.setdefault("out_features", STAGES)
     return CONFIG_MAPPING[model_type].from_dict(values)

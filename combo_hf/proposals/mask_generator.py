@@ -96,7 +96,7 @@ class MaskSettings:
     memory_only: ClassVar[tuple[str, ...]] = ("points_per_batch",)  # what no mask depends on
 
     def __post_init__(self) -> None:
-        checks = {
+        checks: dict[str, tuple[float, float, type | tuple[type, ...]]] = {
             "points_per_side": (1, 512, int),
             "points_per_batch": (1, 2**20, int),
             "pred_iou_thresh": (-1e9, 1e9, (int, float)),
@@ -110,10 +110,11 @@ class MaskSettings:
         if self.clicks not in CLICKS:
             raise ValueError(f"clicks: wanted one of {', '.join(CLICKS)}, got {self.clicks!r}.")
         for name, (low, high, kind) in checks.items():
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if name == "max_side" and value is None:
                 continue
-            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+            right = isinstance(value, kind)
+            if not right or isinstance(value, bool) or not low <= value <= high:
                 what = "a whole number" if kind is int else "a number"
                 raise ValueError(f"{name}: wanted {what} from {low:g} to {high:g}, got {value!r}.")
 

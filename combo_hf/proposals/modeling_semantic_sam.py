@@ -184,7 +184,7 @@ class SemanticSamModel(PreTrainedModel):
     config_class = SemanticSamConfig
     base_model_prefix = "semantic_sam"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     _supports_sdpa = True
     _no_split_modules = ["SemanticSamPixelDecoderLayer", "SemanticSamDecoderLayer"]
 
@@ -221,7 +221,7 @@ class SemanticSamModel(PreTrainedModel):
             tap.update({f"backbone/{index}": level for index, level in enumerate(maps)}, mask_features=mask_features)
             tap.update({f"multi_scale/{index}": level for index, level in enumerate(scales)})
         return SemanticSamFeatures(
-            mask_features, self.decoder.project(scales), (height, width), tuple(padded.shape[-2:])
+            mask_features, self.decoder.project(scales), (height, width), (padded.shape[-2], padded.shape[-1])
         )
 
     def decode(

@@ -108,13 +108,13 @@ def sample_maps(values: ProjectedValues, location: torch.Tensor, weights: torch.
     Returns: (F, N, d).
     """
     frames, queries = location.shape[:2]
-    total: torch.Tensor | None = None
-    for scale, maps in enumerate(values.maps):
+    total = torch.zeros((), dtype=weights.dtype, device=weights.device)
+    for scale, maps in enumerate(values.maps or ()):
         grid = (2 * location[:, :, :, scale] - 1).transpose(1, 2).flatten(0, 1)  # (F*M, N, R, 2)
         read = nnf.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         share = weights[:, :, :, scale].transpose(1, 2).flatten(0, 1)[:, None]  # (F*M, 1, N, R)
         level = (read * share).sum(-1)  # (F*M, d/M, N)
-        total = level if total is None else total + level
+        total = total + level
     return total.view(frames, -1, queries).transpose(1, 2)
 
 
@@ -148,6 +148,7 @@ def sample_table(values: ProjectedValues, location: torch.Tensor, weights: torch
         share[:, :, :, 2 * corner] = part - side
         share[:, :, :, 2 * corner + 1] = side
     bags = (frames * queries * heads, -1)
+    assert values.table is not None, "on the CPU there is a table"
     read = nnf.embedding_bag(index.view(bags), values.table, mode="sum", per_sample_weights=share.view(bags))
     return read.view(frames, queries, -1)
 

@@ -30,10 +30,12 @@ class ConvNorm(nn.Sequential):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """As one convolution where nothing is trained: a pass over the map less."""
         conv, norm = self.conv, self.norm
-        if torch.is_grad_enabled() or norm.training or type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+        mean, variance = norm.running_mean, norm.running_var
+        plain = type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d  # nothing wrapped around them
+        if torch.is_grad_enabled() or norm.training or not plain or mean is None or variance is None:
             return norm(conv(features))
-        scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-        weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        scale = norm.weight / torch.sqrt(variance + norm.eps)
+        weight, bias = conv.weight * scale[:, None, None, None], norm.bias - mean * scale
         return F.conv2d(features, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 

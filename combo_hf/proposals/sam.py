@@ -44,13 +44,14 @@ class SamAdapter:
     """[`PointPromptModel`] over `SamModel` or a model with the same prompt encoder and mask decoder.
 
     Args:
-        model: the network; put into evaluation mode.
+        model: the network; put into evaluation mode. (`Any`: transformers' networks of this kind have no class in
+            common that knows their parts.)
         image_processor: `SamImageProcessorPil`; default: one for the model's input size.
         dtype: of weights and computation. Positions of clicks stay in float32: 16 bits cannot tell pixels apart.
     """
 
-    def __init__(self, model: nn.Module, image_processor: Any = None, dtype: torch.dtype = torch.float32) -> None:
-        self.model = _cast(_with_original_norms(model.eval()), dtype)
+    def __init__(self, model: Any, image_processor: Any = None, dtype: torch.dtype = torch.float32) -> None:
+        self.model: Any = _cast(_with_original_norms(model.eval()), dtype)
         self.dtype = dtype
         self.side = model.config.prompt_encoder_config.image_size
         self.image_processor = image_processor or image_processor_of(model)
@@ -278,7 +279,7 @@ def load_sam(network: Any, model: str, device: torch.device, dtype: torch.dtype)
     return SamAdapter(loaded.to(device), processor, dtype)
 
 
-def image_processor_of(model: nn.Module) -> Any:
+def image_processor_of(model: Any) -> Any:
     """SAM's image processor for the input size of a network."""
     from transformers import SamImageProcessorPil
 
@@ -306,7 +307,7 @@ def _bilinear(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
-def _with_original_norms(model: nn.Module) -> nn.Module:
+def _with_original_norms(model: Any) -> Any:
     """The mask decoder's attention with the epsilon of the original, which is PyTorch's default.
 
     transformers' configurations, those of released checkpoints too, say 1e-6: mask logits of real weights then differ
@@ -318,7 +319,7 @@ def _with_original_norms(model: nn.Module) -> nn.Module:
     return model
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _cast(model: Any, dtype: torch.dtype) -> Any:
     """Weights in `dtype`, except the random frequencies of the position encoding."""
     kept = {
         name: tensor.detach().clone() for name, tensor in model.named_parameters() if "positional_embedding" in name

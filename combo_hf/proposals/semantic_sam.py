@@ -97,5 +97,5 @@ class SemanticSamProposals(PointGridProposals):
     def load_adapter(cls, model: str, device: torch.device, dtype: torch.dtype) -> SemanticSamAdapter:
         """Load a converted [`SemanticSamModel`]."""
         check_model_type(cls.name, model, SemanticSamModel.config_class.model_type)
-        network = load_complete(SemanticSamModel, model, dtype=torch.float32)
+        network: Any = load_complete(SemanticSamModel, model, dtype=torch.float32)
         return SemanticSamAdapter(network.to(device, dtype))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -64,15 +66,15 @@ class Group:
         """
         if not self.fps:
             for frame, target in zip(self.frames, self.targets, strict=True):
-                yield target, lambda frame=frame: read_picture(frame)
+                yield target, partial(read_picture, frame)
             return
         from combo_hf.media_combo import iter_clips
 
         number = 0
         for clip in iter_clips(self.frames[0], fps=self.fps):
-            for frame in clip.frames:
+            for picture in clip.frames:
                 number += 1
-                yield video_target(self.name, number), lambda frame=frame: frame
+                yield video_target(self.name, number), picture.copy
         if not number:
             raise ValueError(f"{self.frames[0].name}: no pictures in it.")
 

@@ -109,7 +109,7 @@ def _converted(report: Mapping[str, Any]) -> Origin:
 
 
 def _trained(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> Origin:
-    model, data = (recipe.get(name) if isinstance(recipe.get(name), dict) else {} for name in ("model", "data"))
+    model, data = _mapping(recipe.get("model")), _mapping(recipe.get("data"))
     synthetic = data.get("source", "synthetic") == "synthetic"
     made = [f"preset {plain_text(model.get('preset'))}"]
     if synthetic:
@@ -139,6 +139,10 @@ def _trained(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> Origin:
     if started:
         return Origin(UNKNOWN.license, UNKNOWN.license_text, made, ["synthetic"], bases)
     return Origin(CODE_LICENSE, SYNTHETIC, made, ["synthetic"])
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def plain_text(value: Any) -> str:
@@ -243,7 +247,8 @@ def _metadata(name: str, origin: Origin, results: Sequence[Mapping[str, Any]]) -
         base_model=origin.base_models or None,
         datasets=list(dict.fromkeys([*origin.datasets, *tested])) or None,
         metrics=[name for name in METRICS if any(name in entry["scores"] for entry in results)] or None,
-        **({"model_name": name, "eval_results": measured} if measured else {}),
+        model_name=name if measured else None,
+        eval_results=measured or None,
     )
     return f"---\n{card.to_yaml()}\n---"
 

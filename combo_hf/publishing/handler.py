@@ -26,7 +26,8 @@ class EndpointHandler:
     """
 
     def __init__(self, path: str = "") -> None:
-        self.pipe = pipeline("audio-visual-segmentation", model=path, trust_remote_code=True)
+        task: Any = "audio-visual-segmentation"  # not among those whose types transformers lists
+        self.pipe: Any = pipeline(task, model=path, trust_remote_code=True)
 
     def __call__(self, data: dict[str, Any]) -> dict[str, Any]:
         """Answer a request.

@@ -130,7 +130,7 @@ def _api(token: str | None) -> HfApi:
     return HfApi(token=token, library_name="combo-hf")
 
 
-def _prepare(api: HfApi, repo_id: str, private: bool) -> tuple[str, bool]:
+def _prepare(api: HfApi, repo_id: str, private: bool) -> tuple[str | None, bool]:
     """Head of the repository, which is made where it does not exist; and whether it did."""
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -144,7 +144,7 @@ def _prepare(api: HfApi, repo_id: str, private: bool) -> tuple[str, bool]:
     return info.sha, True
 
 
-def _stale(api: HfApi, repo_id: str, head: str, names: set[str]) -> list[str]:
+def _stale(api: HfApi, repo_id: str, head: str | None, names: set[str]) -> list[str]:
     """Weights of an earlier publication that a loader would prefer to, or mix with, the new ones."""
     files = _ask(api.list_repo_files, repo_id, revision=head)
     return sorted(name for name in files if SHARD.fullmatch(name) and name not in names)
@@ -153,7 +153,7 @@ def _stale(api: HfApi, repo_id: str, head: str, names: set[str]) -> list[str]:
 def _commit(
     api: HfApi,
     repo_id: str,
-    head: str,
+    head: str | None,
     publication: Publication,
     removed: list[str],
     message: str,

@@ -39,7 +39,7 @@ def official_file(folder: Path) -> Path:
         graph = onnx.load(folder / "package" / "dist" / f"{name}.onnx").graph
         weights = {entry.name: onnx.numpy_helper.to_array(entry).copy() for entry in graph.initializer}
         state |= read(graph, weights, onnx)
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in state.items()}
+    tensors = {name: torch.from_numpy(np.array(values, order="C")) for name, values in state.items()}
     torch.save(tensors, folder / "mobile_sam.pt")
     return folder / "mobile_sam.pt"
 
