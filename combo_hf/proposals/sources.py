@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageOps
