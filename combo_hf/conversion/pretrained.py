@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from combo_hf.conversion.files import read_state_dict
 from combo_hf.conversion.fill import COUNTER, ConversionReport, Rules, Tensors, check_fit, fill, rename_all
 from combo_hf.conversion.official import BACKBONE_RULES
-from combo_hf.files.wording import some
+from combo_hf.modeling_combo_inputs import misfits
 
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
@@ -124,9 +124,9 @@ def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Ten
     pretrained, loading = type(backbone).from_pretrained(
         source, out_features=list(wanted.out_features), dtype=torch.float32, output_loading_info=True
     )
-    if loading["missing_keys"] or loading["mismatched_keys"]:
-        wrong = sorted(str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"]))
-        raise ValueError(f"{source} lacks {len(wrong)} entries of this {wanted.model_type}: {some(wrong)}.")
+    wrong = misfits({**loading, "unexpected_keys": []})  # usually a classifier
+    if wrong:
+        raise ValueError(f"{source} does not fit this {wanted.model_type}: {wrong}.")
     return pretrained.state_dict()
 
 

@@ -20,8 +20,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from combo_hf.files.weights import load_complete
-from combo_hf.proposals.loading import check_model_type
+from combo_hf.proposals.loading import check_model_type, load_complete
 from combo_hf.proposals.mask_generator import Candidates, MaskSettings, PointGridProposals
 
 

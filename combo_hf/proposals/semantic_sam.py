@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.files.weights import load_complete
-from combo_hf.proposals.loading import check_model_type
+from combo_hf.proposals.loading import check_model_type, load_complete
 from combo_hf.proposals.mask_generator import Candidates, MaskSettings, PointGridProposals
 from combo_hf.proposals.modeling_semantic_sam import SemanticSamFeatures, SemanticSamModel, enlarge
 

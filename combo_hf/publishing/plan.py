@@ -20,7 +20,6 @@ from typing import Any
 from combo_hf import __version__, remote_code_combo
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.files.environment import fingerprint_weights
-from combo_hf.files.weights import load_complete
 from combo_hf.files.wording import first_line
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.processing_combo import ComboProcessor
@@ -207,11 +206,11 @@ def _weight_files(folder: Path) -> list[Path]:
 def _load_model(folder: Path) -> ComboForAudioVisualSegmentation:
     """The model, which proves that the folder is complete."""
     try:
-        model = load_complete(ComboForAudioVisualSegmentation, folder)
+        model = ComboForAudioVisualSegmentation.from_pretrained(folder)
         ComboProcessor.from_pretrained(folder)
     except Exception as error:  # whatever is wrong with the files
         raise ValueError(f"{folder} does not load, so it is not published: {first_line(error, 300)}") from error
-    return model
+    return model.eval()
 
 
 def _own_card(folder: Path) -> bytes | None:

@@ -219,8 +219,8 @@ def other_type(folder):
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (without_tensor, ValueError, "do not fit the configuration .1 missing: mask_decoder.iou_token.weight"),
-        (other_shape, ValueError, "do not fit the configuration .1 of another shape: mask_decoder.iou_token.weight"),
+        (without_tensor, ValueError, "do not fit the configuration: 1 missing .mask_decoder.iou_token.weight"),
+        (other_shape, ValueError, "do not fit the configuration: 1 of another shape .mask_decoder.iou_token.weight"),
         (not_finite, ValueError, "not finite"),
         (cut_short, ValueError, "damaged"),
         (other_type, ValueError, "wanted weights of model type mobile_sam.*combo"),
