@@ -208,7 +208,7 @@ class MobileSamProposals(PointGridProposals):
 class FastSamSettings(MobileSamSettings):
     """[`MobileSamSettings`] for a CPU: a quarter of the pixels, a click for each superpixel, softer edges."""
 
-    points_per_batch: int = 8  # what stays in a CPU's cache
+    points_per_batch: int = 4  # what stays in a CPU's cache
     pred_iou_thresh: float = 0.8
     stability_score_thresh: float = 0.85
     clicks: str = "superpixels"

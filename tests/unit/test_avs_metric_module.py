@@ -1,5 +1,7 @@
 """The `evaluate` module: loaded as users load it, the same numbers as the functional metrics, several processes."""
 
+import importlib.metadata
+import importlib.util
 import itertools
 import json
 import os
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from combo_hf import metrics
 from combo_hf.metrics import VideoScores
@@ -181,3 +184,28 @@ def test_two_processes_of_evaluate_without_this_package_installed(tmp_path: Path
 def test_readme_is_a_card_with_the_call():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert text.startswith("---\ntitle:") and 'evaluate.load("combo_hf/metrics/avs_segmentation"' in text
+
+
+def test_the_folder_is_a_space():
+    """What the Hub asks of a Space: a header with sdk and app_file, that file, requirements; and its one function."""
+    header = yaml.safe_load((FOLDER / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert header["sdk"] == "gradio" and (FOLDER / header["app_file"]).is_file() and header["license"] == "apache-2.0"
+    needed = (FOLDER / "requirements.txt").read_text().split()
+    assert {name.split(">")[0] for name in needed} == {"evaluate", "datasets", "numpy"}
+    own = {*importlib.metadata.requires("combo-hf")}
+    assert all(any(name.split(">")[0] in entry for entry in own) for name in needed)
+
+
+def test_the_page_of_the_space(load, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    spec = importlib.util.spec_from_file_location("avs_app", FOLDER / "app.py")
+    app = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(app)
+    monkeypatch.setattr(app, "load", lambda folder, subset: load(subset))
+    left = np.zeros((8, 8), np.uint8)
+    left[:, :4] = 255
+    assert app.score(left, left)["M_J"] == pytest.approx(1, abs=1e-6)
+    assert app.score(255 - left, left)["M_J"] == pytest.approx(0, abs=1e-6)
+    for wrong in ((None, left), (left[:4], left)):
+        with pytest.raises(gradio.Error):
+            app.score(*wrong)
