@@ -31,9 +31,9 @@ def run_without_the_package(folder, film, output, environment):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The bundled weights, saved as a user saves."""
+    """The weights for synthetic scenes, saved as a user saves."""
     folder = tmp_path_factory.mktemp("trained")
-    combo_hf.load_pipeline(device="cpu").save_pretrained(folder)
+    combo_hf.load_pipeline(combo_hf.BUNDLED_MODEL, device="cpu").save_pretrained(folder)
     return folder
 
 

@@ -68,7 +68,21 @@ class Case:
 
 def predict(inputs: Path, output: Path) -> list[Any]:
     film = ROOT / "combo_hf" / "assets" / "demo_clip.mp4"
-    return ["predict", film, "--output", output, "--fps", 2, "--masks", "--json", "--sheet", "--device", "cpu"]
+    return [
+        "predict",
+        film,
+        "--model",
+        ROOT / "combo_hf" / "assets" / "demo",
+        "--output",
+        output,
+        "--fps",
+        2,
+        "--masks",
+        "--json",
+        "--sheet",
+        "--device",
+        "cpu",
+    ]
 
 
 def earlier_prediction(inputs: Path, output: Path) -> list[Any]:

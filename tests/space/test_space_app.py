@@ -320,7 +320,7 @@ def test_the_example(serve, tmp_path):
             films = [part for part in last["output"]["data"] if "combo_overlay.mp4" in str(part)]
             url = load.find_path(films[0])
             (tmp_path / "film.mp4").write_bytes(visitor.client.get(url).raise_for_status().content)
-        assert (probe_media(tmp_path / "film.mp4").has_audio, "emergency-car" in str(last)) == (True, True)
+        assert (probe_media(tmp_path / "film.mp4").has_audio, "dog" in str(last)) == (True, True)
 
 
 @pytest.mark.slow

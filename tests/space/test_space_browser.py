@@ -71,7 +71,7 @@ def test_upload_play_download(serve, browser, tmp_path):
         return wait.until(lambda driver: driver.find_element(By.CSS_SELECTOR, selector))
 
     browser.get(address)
-    find("#video input[type=file]").send_keys(str(combo_hf.ASSETS / "demo_clip.mp4"))
+    find("#video input[type=file]").send_keys(str(combo_hf.ASSETS / "demo_real.mp4"))
     find("#video video")
     find("#run").click()
     video = find("#result video")
@@ -79,7 +79,7 @@ def test_upload_play_download(serve, browser, tmp_path):
     browser.execute_script("arguments[0].muted = true; arguments[0].play()", video)
     wait.until(lambda driver: driver.execute_script("return arguments[0].currentTime", video) > 0.5)
     assert browser.execute_script("return arguments[0].duration", video) == pytest.approx(10, abs=0.2)
-    assert "emergency-car" in find("#summary").text
+    assert "dog" in find("#summary").text
     assert len(browser.find_elements(By.CSS_SELECTOR, "#gallery .grid-container img")) == 40
 
     link = next(
