@@ -1,7 +1,7 @@
 """Drawing of the synthetic clips: eight recognisable objects, clutter, backgrounds, motion, and what is visible.
 
-Every object is drawn once as a sprite (at twice its size, then halved: anti-aliased) and put into each frame by an
-affine transform. All random numbers are drawn in units of the frame, so a clip looks the same at every size.
+Every object is drawn once as a sprite (at twice its size, then halved) and put into each frame by an affine
+transform. All random numbers are drawn in units of the frame, so a clip looks the same at every size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Color = tuple[int, int, int]
 Range = tuple[float, float]
-Points = Iterable[tuple[float, float]]
 INK: Color = (32, 30, 36)
 BACKGROUND_MARGIN = 0.08  # room for the slow pan, in frame sizes
 
@@ -30,8 +29,7 @@ def hsv(hue: float, saturation: float, value: float) -> Color:
 
 def scaled(color: Color, factor: float) -> Color:
     """The same colour, darker (`factor` < 1) or lighter (> 1)."""
-    red, green, blue = (min(255, round(channel * factor)) for channel in color)
-    return red, green, blue
+    return min(255, round(color[0] * factor)), min(255, round(color[1] * factor)), min(255, round(color[2] * factor))
 
 
 def pick_color(rng: np.random.Generator, hues: Sequence[Range], saturation: float, values: Range) -> Color:
@@ -47,13 +45,13 @@ class Brush:
         self._draw = ImageDraw.Draw(self.image)
         self._half = pixels / 2
 
-    def _xy(self, points: Points) -> list[tuple[float, float]]:
+    def _xy(self, points: Iterable[Range]) -> list[tuple[float, float]]:
         return [((x + 1) * self._half, (y + 1) * self._half) for x, y in points]
 
-    def polygon(self, points: Points, fill: Color) -> None:
+    def polygon(self, points: Iterable[Range], fill: Color) -> None:
         self._draw.polygon(self._xy(points), fill=fill)
 
-    def line(self, points: Points, fill: Color, width: float) -> None:
+    def line(self, points: Iterable[Range], fill: Color, width: float) -> None:
         self._draw.line(self._xy(points), fill=fill, width=max(1, round(width * self._half)), joint="curve")
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, fill: Color) -> None:
