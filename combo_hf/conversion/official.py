@@ -132,6 +132,16 @@ def convert_official_checkpoint(
 
     Raises:
         ValueError: unknown preset, a file that is truncated or foreign, or weights of another configuration.
+
+    Example:
+        >>> import torch
+        >>> from combo_hf import convert_official_checkpoint
+        >>> foreign = {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}  # or the path of the release's .pth
+        >>> try:
+        ...     model, report = convert_official_checkpoint(foreign, "r50-s4")
+        ... except ValueError as error:
+        ...     print(str(error)[:35])
+        this is not a COMBO checkpoint: its
     """
     if preset in OWN_PRESETS or preset not in preset_names():
         known = ", ".join(name for name in preset_names() if name not in OWN_PRESETS)
