@@ -13,19 +13,28 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import GeneratorType
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader
 from transformers.pipelines.base import ChunkPipeline
 
 from .label_maps_combo import check_outputs, enlarge, segment
 from .modeling_combo import ComboForAudioVisualSegmentation
-from .pipeline_combo_inputs import WANTED, Window, WindowInputs, pack_windows, read_open_file
+from .pipeline_combo_inputs import (
+    WANTED,
+    PreparedWindows,
+    Window,
+    WindowInputs,
+    check_count,
+    find_class_ids,
+    pack_windows,
+    read_open_file,
+)
 from .processing_combo import ComboProcessor
 from .proposals_combo import get_proposal_generator
 from .remote_code_combo import push_arguments
@@ -206,7 +215,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         preprocess: dict[str, Any] = {}
         forward: dict[str, Any] = {}
         if fps is not None:
-            preprocess["fps"] = _check_count("fps", fps, 1)
+            preprocess["fps"] = check_count("fps", fps, 1)
         if progress is not None:
             if not callable(progress):
                 raise TypeError(f"progress must be callable with (done, total), got {type(progress).__name__}.")
@@ -214,13 +223,13 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         reading = {"max_seconds": max_seconds, "video_track": video_track, "audio_track": audio_track}
         preprocess |= {name: value for name, value in reading.items() if value is not None}
         if classes is not None:
-            forward["class_ids"] = _class_ids(classes, self.model.config.id2label)
+            forward["class_ids"] = find_class_ids(classes, self.model.config.id2label)
         if threshold is not None:
             if isinstance(threshold, bool) or not 0 <= threshold <= 1:
                 raise ValueError(f"threshold must be 0 to 1, got {threshold!r}.")
             forward["threshold"] = float(threshold)
         if min_area is not None:
-            forward["min_area"] = _check_count("min_area", min_area, 0)
+            forward["min_area"] = check_count("min_area", min_area, 0)
         if return_maps is not None:
             forward["return_maps"] = bool(return_maps)
         return preprocess, forward, {}
@@ -337,8 +346,8 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         if workers and isinstance(inputs, Iterator) and multiprocessing.get_start_method() != "fork":
             raise ValueError("num_workers: a generator cannot be handed to a worker process here; use 0, or a list.")
         loader = DataLoader(
-            _Prepared(inputs, self._window_inputs(**preprocess)),
-            batch_size=_check_count("batch_size", batch_size, 1),
+            PreparedWindows(inputs, self._window_inputs(**preprocess)),
+            batch_size=check_count("batch_size", batch_size, 1),
             num_workers=workers,
             collate_fn=pack_windows,
             generator=torch.Generator(),  # its own, so that the caller's random state stays as it is
@@ -367,21 +376,6 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         return result
 
 
-class _Prepared(IterableDataset):
-    """Prepared windows of all inputs, one after the other."""
-
-    def __init__(self, inputs: Any, prepare: WindowInputs) -> None:
-        self.inputs = inputs
-        self.prepare = prepare
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        sources = self.inputs
-        if isinstance(sources, Dataset):  # may have no end of its own when iterated
-            sources = (self.inputs[index] for index in range(len(self.inputs)))
-        for source in sources:
-            yield from self.prepare(source)
-
-
 def _facts(window: Window, frames: list[dict[str, Any]], return_maps: bool) -> dict[str, Any]:
     return {
         "frames": frames,
@@ -395,19 +389,3 @@ def _facts(window: Window, frames: list[dict[str, Any]], return_maps: bool) -> d
         "warnings": window.warnings,
         "waveform": window.waveform if return_maps else None,
     }
-
-
-def _check_count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    return int(value)
-
-
-def _class_ids(classes: Sequence[str], id2label: Mapping[int, str]) -> frozenset[int]:
-    if isinstance(classes, str):
-        classes = [classes]
-    ids = {label: int(index) for index, label in id2label.items()}
-    unknown = [label for label in classes if label not in ids]
-    if unknown:
-        raise ValueError(f"unknown class(es) {unknown}; this model knows {sorted(set(ids) - {id2label[0]})}.")
-    return frozenset(ids[label] for label in classes)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset, IterableDataset
 
 from .feature_extraction_combo import to_mono
 from .image_processing_combo import to_rgb
@@ -95,6 +96,21 @@ class WindowInputs:
                     "'masks' with the frames, or build the pipeline with proposal_generator='superpixels'."
                 )
             yield {"inputs": inputs, "window": window}
+
+
+class PreparedWindows(IterableDataset):
+    """Prepared windows of all inputs, one after the other."""
+
+    def __init__(self, inputs: Any, prepare: WindowInputs) -> None:
+        self.inputs = inputs
+        self.prepare = prepare
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        sources = self.inputs
+        if isinstance(sources, Dataset):  # may have no end of its own when iterated
+            sources = (self.inputs[index] for index in range(len(self.inputs)))
+        for source in sources:
+            yield from self.prepare(source)
 
 
 def pack_windows(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -238,3 +254,19 @@ def _slice(whole: Window, seconds: int) -> Iterator[Window]:
 
 def _deal(entries: Sequence[Any], phases: list[range]) -> list[list[Any]]:
     return [[entries[frame] for frame in phase] for phase in phases]
+
+
+def check_count(name: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    return int(value)
+
+
+def find_class_ids(classes: Sequence[str], id2label: Mapping[int, str]) -> frozenset[int]:
+    if isinstance(classes, str):
+        classes = [classes]
+    ids = {label: int(index) for index, label in id2label.items()}
+    unknown = [label for label in classes if label not in ids]
+    if unknown:
+        raise ValueError(f"unknown class(es) {unknown}; this model knows {sorted(set(ids) - {id2label[0]})}.")
+    return frozenset(ids[label] for label in classes)
