@@ -91,14 +91,12 @@ def test_maskige_beside_itself(pictures: Path, tmp_path: Path) -> None:
 
 def test_predict_beside_itself(tmp_path: Path) -> None:
     """Runs that end one in the other: the last one stays, whole, and nothing else."""
-    with _staged(tmp_path) as (stage, targets):
-        (stage / "masks").mkdir()
-        (stage / "masks" / "1.png").write_text("first")
-        targets["masks"] = (stage / "masks", "a_masks")
-        with _staged(tmp_path) as (other, others):
-            (other / "masks").mkdir()
-            (other / "masks" / "2.png").write_text("second")
-            others["masks"] = (other / "masks", "a_masks")
+    with _staged(tmp_path, "a", ["masks"]) as places:
+        places["masks"].mkdir()
+        (places["masks"] / "1.png").write_text("first")
+        with _staged(tmp_path, "a", ["masks"]) as others:
+            others["masks"].mkdir()
+            (others["masks"] / "2.png").write_text("second")
         assert files(tmp_path / "a_masks") == {"2.png": b"second"}
     assert files(tmp_path) == {"a_masks/1.png": b"first"} and not list(tmp_path.glob(".combo-*"))
 
@@ -116,10 +114,9 @@ def test_predict_when_the_other_is_first(tmp_path: Path, monkeypatch: pytest.Mon
         replace(source, target)
 
     monkeypatch.setattr("combo_hf.results.folder.os.replace", slow)
-    with _staged(tmp_path) as (stage, targets):
-        (stage / "masks").mkdir()
-        (stage / "masks" / "ours.png").touch()
-        targets["masks"] = (stage / "masks", "a_masks")
+    with _staged(tmp_path, "a", ["masks"]) as places:
+        places["masks"].mkdir()
+        (places["masks"] / "ours.png").touch()
     assert files(tmp_path) == {"a_masks/ours.png": b""}
 
 
