@@ -130,6 +130,7 @@ def export_onnx(
             exported: Any = torch.onnx.export(
                 program, input_names=names, output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True, verbose=False
             )
+            assert exported is not None  # it is only where a file is named
             exported.save(file, external_data=False)
         differences = compare_onnx(model, file, frames)
         _check_differences(differences)
