@@ -126,7 +126,7 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
         OSError: not a checkpoint, or not reachable.
 
     Example:
-        >>> result = combo_hf.load_pipeline()("clip.mp4")
+        >>> result = combo_hf.load_pipeline(combo_hf.BUNDLED_MODEL)("clip.mp4")
         >>> [segment["label"] for segment in result["frames"][0]["segments"]]
         ['emergency-car']
     """
@@ -215,7 +215,7 @@ def register() -> None:
             type="multimodal",
         )
         # "No model was supplied, defaulted to ..." is meant for defaults on the Hub, which may move.
-        own = f"defaulted to {BUNDLED_MODEL} "
+        own = f"defaulted to {DEFAULT_MODEL} "
         logging.getLogger("transformers.pipelines").addFilter(lambda record: own not in record.getMessage())
 
 
