@@ -88,8 +88,7 @@ def test_the_card_s_facts():
 
     card = ModelCard.load(ROOT / "MODEL_CARD.md")
     assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
-    # `pipeline(model=...)` would take a task named here for one of transformers' own.
-    assert card.data.pipeline_tag is None
+    assert card.data.pipeline_tag == "image-segmentation"  # the nearest of the Hub's tasks, as `push` writes it
     model = combo_hf.ComboForAudioVisualSegmentation.from_pretrained(combo_hf.BUNDLED_MODEL)
     assert f"{model.num_parameters() / 1e6:.1f} million parameters" in card.text
     for label in list(model.config.id2label.values())[1:]:
