@@ -306,4 +306,4 @@ def test_the_same_call_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = (write_rows(tmp_path / name, **options) for name in "ab")
     files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in (first, second)]
     assert files[0] == files[1] and any(path.suffix == ".mp4" for path in files[0])
-    assert X264_OPTIONS["threads"] == "1"
+    assert X264_OPTIONS["threads"] == "1" and X264_OPTIONS["x264-params"] == "weightp=0:mbtree=0"
