@@ -128,7 +128,7 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
     Example:
         >>> result = combo_hf.load_pipeline(combo_hf.BUNDLED_MODEL)("clip.mp4")
         >>> [segment["label"] for segment in result["frames"][0]["segments"]]
-        ['emergency-car']
+        ['dog']
     """
     from .pipeline_combo import AudioVisualSegmentationPipeline
 

@@ -64,7 +64,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         >>> import transformers
         >>> pipe = transformers.pipeline("audio-visual-segmentation", model=str(combo_hf.BUNDLED_MODEL))
         >>> pipe("clip.mp4")["frames"][0]["segments"]
-        [{'label': 'emergency-car', 'score': 0.94..., 'mask': <PIL.Image.Image image mode=L size=256x256 at ...>}]
+        [{'label': 'dog', 'score': 0.77..., 'mask': <PIL.Image.Image image mode=L size=384x288 at ...>}]
     """
 
     model: ComboForAudioVisualSegmentation

@@ -37,7 +37,7 @@ EXAMPLES = examples()
 def test_example_gives_what_it_shows(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
-    (tmp_path / "clip.mp4").write_bytes((PACKAGE / "assets" / "demo_clip.mp4").read_bytes())
+    (tmp_path / "clip.mp4").write_bytes((PACKAGE / "assets" / "demo_real.mp4").read_bytes())
     (tmp_path / "combo_hf").symlink_to(PACKAGE)
     module = importlib.import_module(example.name.partition(":")[0])
     example.globs = {**vars(module), "combo_hf": combo_hf}
