@@ -126,7 +126,7 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
         OSError: not a checkpoint, or not reachable.
 
     Example:
-        >>> result = combo_hf.load_pipeline(combo_hf.BUNDLED_MODEL)("clip.mp4")
+        >>> result = combo_hf.load_pipeline()("clip.mp4")
         >>> [segment["label"] for segment in result["frames"][0]["segments"]]
         ['dog']
     """

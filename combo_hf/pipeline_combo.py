@@ -62,7 +62,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
 
     Example:
         >>> import transformers
-        >>> pipe = transformers.pipeline("audio-visual-segmentation", model=str(combo_hf.BUNDLED_MODEL))
+        >>> pipe = transformers.pipeline("audio-visual-segmentation")
         >>> pipe("clip.mp4")["frames"][0]["segments"]
         [{'label': 'dog', 'score': 0.77..., 'mask': <PIL.Image.Image image mode=L size=384x288 at ...>}]
     """
