@@ -229,6 +229,9 @@ def _runs(process: int) -> bool:
         return False
     except (OSError, OverflowError):  # somebody else's
         return True
+    with suppress(OSError, IndexError):  # one that has ended and waits to be collected still has its number
+        facts = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace")
+        return facts.rpartition(")")[2].split()[0] != "Z"
     return True
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -143,3 +144,16 @@ def test_what_a_kill_left_of_a_folder(tmp_path: Path, left: dict[str, str], kept
     recover_folder(tmp_path / "best")
     present = [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()]
     assert present == ([] if kept is None else [("best", kept)])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_has_ended_runs_no_more_before_it_is_collected(tmp_path: Path) -> None:
+    """A worker whose owner was killed may wait for the system for a while, as a zombie."""
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    left = tmp_path / owned_prefix().replace(f"-{os.getpid()}-", f"-{process.pid}-")
+    left.touch()
+    try:
+        assert remove_leftovers(tmp_path) == [left]
+    finally:
+        process.wait()
