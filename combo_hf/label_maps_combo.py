@@ -159,9 +159,13 @@ def check_outputs(
         raise ValueError(
             f"target_sizes: wanted one (height, width) for each of {len(counts)} clips, got {target_sizes}."
         )
-    if any(size is not None and (len(size) != 2 or min(size) < 1) for size in target_sizes):
+    try:
+        sizes = [default if size is None else tuple(int(side) for side in size) for size in target_sizes]
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        sizes = [()]
+    if any(len(size) != 2 or min(size) < 1 for size in sizes):
         raise ValueError(f"target_sizes: wanted (height, width) in pixels, got {target_sizes}.")
-    return [default if size is None else (int(size[0]), int(size[1])) for size in target_sizes]
+    return [(height, width) for height, width in sizes]
 
 
 def contenders(scores: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,14 @@ licence beside them are written by hand.
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
 import combo_hf
+from combo_hf.cli import Parser, run_script
 from combo_hf.training.run import build_processor
 
 
@@ -27,7 +29,7 @@ TERMS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--checkpoint", default="best")
     parser.add_argument("--facts", type=Path, required=True, help="JSON: machine, cost, scores")
@@ -57,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

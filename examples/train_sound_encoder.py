@@ -11,6 +11,7 @@ the training and are folded into the convolutions at the end. `--resume` goes on
 import argparse
 import csv
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 
+from combo_hf.cli import Parser, run_script
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.conversion.pretrained import load_pretrained_backbones
 from combo_hf.data.compose_sounds import SAMPLING_RATE, Microphone, excerpt, read_recording
@@ -225,7 +227,7 @@ def train(arguments: argparse.Namespace, sounds: Sounds, config: ComboConfig) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=Path, required=True)
     parser.add_argument("--image-encoder", type=Path, help="weights of EfficientNet-Lite0; without: random ones")
     parser.add_argument("--output", type=Path, required=True)
@@ -248,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))
