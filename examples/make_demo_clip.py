@@ -10,12 +10,14 @@ authors. Nothing of this was trained on.
 import argparse
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from combo_hf.cli import Parser, run_script
 from combo_hf.data.compose_scenes import Picture, Scene, cover
 from combo_hf.data.compose_sounds import SAMPLING_RATE, read_recording
 from combo_hf.results.video import write_video
@@ -81,7 +83,7 @@ def soundtrack(folder: Path) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="explore_farm_animals.rcc")
     parser.add_argument("--sounds", type=Path, required=True, help="folder with dog.mp3, cat.mp3, cow.mp3, sheep.mp3")
     parser.add_argument("--output", type=Path, required=True)
@@ -96,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))
