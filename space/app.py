@@ -286,9 +286,10 @@ def build_demo(
                 sounding = gr.Image(
                     show_label=False, elem_id="timeline", interactive=False, format="png", buttons=[], container=False
                 )
+        kinds = ["Frame", *(["Maskige"] if pipe.model.config.use_maskige else []), "heat map", "mask"]
         gallery = gr.Gallery(
-            label="Frame, Maskige, heat map, mask",
-            columns=4,
+            label=", ".join(kinds),
+            columns=len(kinds),
             elem_id="gallery",
             buttons=["fullscreen", "download"],
             height="auto",

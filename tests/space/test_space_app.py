@@ -111,8 +111,9 @@ def test_result(connect, tmp_path):
     video, archive, report = (Path(file) for file in files)
     assert video.name == "combo_overlay.mp4"
     with zipfile.ZipFile(archive) as content:
-        assert content.namelist() == [f"{index:06d}.png" for index in range(6)]
-        assert size_of(io.BytesIO(content.read("000003.png"))) == (80, 48)
+        names = [f"{index:06d}_{(index + 15 / 16) / 2:.3f}s.png" for index in range(6)]
+        assert content.namelist() == names
+        assert size_of(io.BytesIO(content.read(names[3]))) == (80, 48)
     assert len(json.loads(report.read_text())["frames"]) == 6
 
 
