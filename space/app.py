@@ -263,7 +263,7 @@ def build_demo(
     proposals = proposal_sources(os.environ.get("COMBO_PROPOSALS", "")) if proposals is None else proposals
     limits = Limits.from_environment() if limits is None else limits
     refuse_addresses()
-    storage = Storage(limits.keep)  # before any component is made
+    Storage(limits.keep)  # before any component is made; it lives as long as the process
     pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))
     bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.DEFAULT_MODEL
@@ -286,15 +286,7 @@ def build_demo(
                 sounding = gr.Image(
                     show_label=False, elem_id="timeline", interactive=False, format="png", buttons=[], container=False
                 )
-        kinds = ["Frame", *(["Maskige"] if pipe.model.config.use_maskige else []), "heat map", "mask"]
-        gallery = gr.Gallery(
-            label=", ".join(kinds),
-            columns=len(kinds),
-            elem_id="gallery",
-            buttons=["fullscreen", "download"],
-            height="auto",
-            format="png",
-        )
+        gallery = _gallery(pipe.model.config.use_maskige)
         files = gr.File(label="Video, masks (PNG), summary (JSON)", file_count="multiple", elem_id="files")
         inputs, outputs = [video, generator, fps, classes], [result, summary, sounding, gallery, files]
         event = run.click(
@@ -306,7 +298,6 @@ def build_demo(
                 [[str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.example,
                 cache_examples=True, cache_mode="lazy", label="Photographs, recordings", api_name=False)  # fmt: skip
     demo.queue(max_size=limits.queue)
-    demo.combo_storage = storage
     demo.combo_launch = {
         "max_file_size": f"{limits.megabytes}mb",
         "ssr_mode": False,
@@ -315,6 +306,18 @@ def build_demo(
         "css": CSS,
     }
     return demo
+
+
+def _gallery(use_maskige: bool) -> gr.Gallery:
+    kinds = ["Frame", *(["Maskige"] if use_maskige else []), "heat map", "mask"]
+    return gr.Gallery(
+        label=", ".join(kinds),
+        columns=len(kinds),
+        elem_id="gallery",
+        buttons=["fullscreen", "download"],
+        height="auto",
+        format="png",
+    )
 
 
 def launch(demo: gr.Blocks, **options: Any) -> Any:
@@ -332,7 +335,8 @@ def _introduction(limits: Limits, bundled: bool) -> str:
     if bundled:
         text += (
             "\n\n**These weights know seven animals** (bird, cat, cow, dog, hen, lion, sheep) and nothing else, for "
-            "research that is not commercial. Try the example."
+            "research that is not commercial. They find the animal, but tell poorly which animal a sound belongs to: of "
+            "two side by side the silent one is often coloured, too. Try the example."
         )
     return text
 

@@ -33,7 +33,7 @@ Patch = tuple[tuple[slice, slice], np.ndarray, np.ndarray]
 class Painter:
     """Mixes label maps into the pictures of a video.
 
-    The map of slot floor(t * fps) is painted on the picture shown at t, else the latest one before it. What a map does
+    A map belongs to slot floor(its time * fps), and is due until another one is. What a map does
     to the planes is worked out once per map, as (Y, Cb, Cr) * keep + add, / 256.
 
     Args:
@@ -66,17 +66,8 @@ class Painter:
         self._ended = False
         self._room = np.empty(0, np.uint16)  # for products; new memory for each picture costs more than to multiply
 
-    def paint(self, now: float, frame: VideoFrame) -> VideoFrame:
-        """The picture shown at `now` as a new, even, yuv420p frame.
-
-        Raises:
-            ValueError: a map of another size, type or class than can be painted.
-        """
-        self.advance(int(now * self._fps))
-        return self.mix(frame)
-
     def mix(self, frame: VideoFrame) -> VideoFrame:
-        """A picture with the map that is due."""
+        """A picture with the map that is due, as a new, even, yuv420p frame."""
         picture = even_picture(self._track, frame)
         for plane, patches in zip(picture.planes, self._weights, strict=True):
             for box, keep, add in patches:
@@ -90,7 +81,7 @@ class Painter:
         """Take maps up to the one of this slot; whether another one is due now.
 
         Raises:
-            ValueError: as [`paint`].
+            ValueError: a map of another size, type or class than can be painted.
         """
         before = self._map
         while self._slot < slot and not self._ended:
