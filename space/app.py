@@ -335,8 +335,8 @@ def _introduction(limits: Limits, bundled: bool) -> str:
     if bundled:
         text += (
             "\n\n**These weights know seven animals** (bird, cat, cow, dog, hen, lion, sheep) and nothing else, for "
-            "research that is not commercial. They find the animal, but tell poorly which animal a sound belongs to: of "
-            "two side by side the silent one is often coloured, too. Try the example."
+            "research that is not commercial. They find the animal, but tell poorly which animal a sound belongs to: "
+            "of two side by side the silent one is often coloured, too. Try the example."
         )
     return text
 
