@@ -12,13 +12,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from combo_hf.metrics.avs_segmentation.video_records import (
-    check_protocol,
-    object_record,
-    object_scores,
-    semantic_record,
-    semantic_scores,
-)
+# relative: `evaluate` takes an absolute import for a package that has to be installed
+from .video_records import check_protocol, object_record, object_scores, semantic_record, semantic_scores
 
 
 SUBSETS = ("s4", "ms3", "avss")
