@@ -14,15 +14,16 @@ from combo_hf.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["README.md", "MODEL_CARD.md"]
+SHOWN = [*PAGES, "docs/speed.md"]
 
 
 def blocks(page, language):
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
 
 
-PYTHON = [(page, code) for page in PAGES for code in blocks(page, "python")]
+PYTHON = [(page, code) for page in SHOWN for code in blocks(page, "python")]
 COMMANDS = [
-    line for page in PAGES for code in blocks(page, "bash") for line in re.findall(r"(?:^|/)combo-hf .*$", code, re.M)
+    line for page in SHOWN for code in blocks(page, "bash") for line in re.findall(r"(?:^|/)combo-hf .*$", code, re.M)
 ]
 
 
