@@ -139,10 +139,15 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
 def resolve_model(repo_or_folder: str | Path | None = None) -> str:
     """Folder or Hub id as `from_pretrained` takes it; `None` is `DEFAULT_MODEL`. A misspelt folder is found here.
 
+    `combo_hf/assets/demo` and `combo_hf/assets/real`, as the documents name the bundled weights, are found wherever the
+    package is installed.
+
     Raises:
         FileNotFoundError: neither a checkpoint's folder nor of the form `org/name`.
     """
     source = Path(DEFAULT_MODEL if repo_or_folder is None else repo_or_folder)
+    if not source.exists() and source.parts[:-1] == ("combo_hf", "assets"):
+        source = ASSETS / source.name
     if source.is_dir():
         if not (source / "config.json").is_file():
             raise FileNotFoundError(f"{source}: no checkpoint, config.json is missing.")

@@ -58,7 +58,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     data = recipe.data
     facts = {
         "what": "preset tiny, trained on synthetic clips alone; knows nothing else",
-        "recipe": f"examples/recipes/synthetic-demo{'' if arguments.first is None else '-kinds'}.yaml",
+        "recipe": f"combo_hf/training/recipes/synthetic-demo{'' if arguments.first is None else '-kinds'}.yaml",
         "seed": recipe.seed,
         "training clips": data.train_clips * len(data.kinds),
         "machine": arguments.machine,

@@ -1,4 +1,4 @@
-"""Put a run of examples/recipes/real-animals.yaml into the package, with half the bytes.
+"""Put a run of the recipe real-animals into the package, with half the bytes.
 
     python examples/bundle_real.py --run runs/animals --facts facts.json --background-weight 0.3
 
@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file
 
 import combo_hf
 from combo_hf.cli import Parser, run_script
+from combo_hf.training.arguments import find_recipe
 from combo_hf.training.run import build_processor
 
 
-RECIPE = Path(__file__).resolve().parent / "recipes" / "real-animals.yaml"
+RECIPE = find_recipe("real-animals")
 TERMS = (
     "Research that is not commercial. They were trained on photographs and recordings of research and hobby "
     "collections, most of which state no terms or research only; LICENSE.txt beside the weights names them."

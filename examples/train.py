@@ -1,6 +1,6 @@
 """Train by a recipe; the same as `combo-hf train`, as a script that launchers of several processes can start.
 
-python examples/train.py --recipe examples/recipes/synthetic-quick.yaml --output runs/quick
+python examples/train.py --recipe synthetic-quick --output runs/quick
 accelerate launch --quiet --config_file examples/accelerate/multi-gpu.yaml examples/train.py --recipe ... --output ...
 python -m torch.distributed.run --nproc_per_node 2 examples/train.py --recipe ... --output ... --device cpu
 

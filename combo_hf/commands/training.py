@@ -44,7 +44,8 @@ def summary(recipe: TrainingRecipe, result: TrainingResult) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, also of examples/train.py."""
-    parser.add_argument("--recipe", type=Path, required=True, help="YAML file, see examples/recipes")
+    text = "YAML file, or the name of one that comes with the package: synthetic-quick (minutes), r50-s4, own-data, ..."
+    parser.add_argument("--recipe", required=True, help=text)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
     parser.add_argument(
@@ -55,5 +56,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def register(commands: Any) -> None:
     """Add the sub-command."""
-    example = f"{PROGRAM} train --recipe examples/recipes/synthetic-quick.yaml --output runs/quick max_steps=100"
+    example = f"{PROGRAM} train --recipe synthetic-quick --output runs/quick max_steps=100"
     add_arguments(add_command(commands, "train", train, "train a model by a recipe", example))

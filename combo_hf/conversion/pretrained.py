@@ -103,9 +103,10 @@ def load_encoders(model: Any, source: str | Path) -> ConversionReport:
         ValueError: encoders of another architecture or size; the model is then unchanged.
         OSError: no such folder or Hub id.
     """
+    from combo_hf import resolve_model
     from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
-    theirs, ours = ComboForAudioVisualSegmentation.from_pretrained(source).model, _network(model)
+    theirs, ours = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(source)).model, _network(model)
     parts = {"audio_encoder": (ours.audio_encoder, theirs.audio_encoder.state_dict())}
     parts["encoder.backbone"] = (ours.encoder.backbone, theirs.encoder.backbone.state_dict())
     if ours.encoder.maskige_backbone is not None:

@@ -49,9 +49,11 @@ def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> ComboForAu
 
 
 def _from_checkpoint(source: str, new_head: bool, fields: dict[str, Any]) -> ComboForAudioVisualSegmentation:
+    from combo_hf import resolve_model
+
     labels = {name: fields.pop(name) for name in ("id2label", "label2id") if name in fields} if new_head else {}
     try:
-        model = ComboForAudioVisualSegmentation.from_pretrained(source, **fields)
+        model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(source), **fields)
     except (RuntimeError, ValueError) as error:  # sizes that differ
         raise ValueError(
             f"model.pretrained: {source} does not fit what is wanted here, for example another number of classes "

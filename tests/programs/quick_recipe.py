@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 from combo_hf.training import TrainingRecipe, run_recipe
+from combo_hf.training.arguments import find_recipe
 
 
-RECIPE = Path(__file__).resolve().parents[2] / "examples" / "recipes" / "synthetic-quick.yaml"
+RECIPE = find_recipe("synthetic-quick")
 
 
 def stated(path: Path) -> tuple[float, float]:

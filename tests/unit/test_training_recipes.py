@@ -3,7 +3,6 @@
 import argparse
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,13 @@ from combo_hf.training import (
     label_names,
     parameter_groups,
 )
+from combo_hf.training.arguments import RECIPES as RECIPES_FOLDER
+from combo_hf.training.arguments import find_recipe
 from combo_hf.training.sources import avsbench_transform
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-RECIPES = {path.stem: path for path in sorted((EXAMPLES / "recipes").glob("*.yaml"))}
+RECIPES = {path.stem: path for path in sorted(RECIPES_FOLDER.glob("*.yaml"))}
 OWN = ["own-data", "s4-small", "real-animals"]
 OFFICIAL = [name for name in RECIPES if not name.startswith("synthetic") and name not in OWN]
 # Appendix, Table I; steps between evaluations as in the release
@@ -48,10 +49,27 @@ def test_all_recipes_are_there():
     assert set(RECIPES) - set(OFFICIAL) == {*kinds, *OWN}
 
 
+@pytest.mark.parametrize("name", ["synthetic-quick", "synthetic-quick.yaml", "examples/recipes/synthetic-quick.yaml"])
+def test_recipes_are_found_by_name_anywhere(tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe(name) == RECIPES["synthetic-quick"]
+    own = tmp_path / name
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text("max_steps: 3")  # a file of one's own comes first
+    assert TrainingRecipe.from_yaml(name).max_steps == 3
+
+
+@pytest.mark.parametrize("name", ["synthetic-quik", "runs/synthetic-quick.yaml", "../synthetic-quick"])
+def test_unknown_recipes_are_told_which_there_are(tmp_path: Path, monkeypatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such file, and no recipe of the package: .*, synthetic-quick,"):
+        TrainingRecipe.from_yaml(name)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_head_states_hardware_cost_and_whose_number(name: str):
     head = "".join(line for line in RECIPES[name].read_text(encoding="utf-8").splitlines(True) if line[0] == "#")
-    assert f"recipes/{name}.yaml" in head
+    assert f"--recipe {name} " in head
     for word in ("Hardware:", "Cost:", "Number:", "ours"):
         assert word in head, word
     if name in OFFICIAL:
@@ -65,8 +83,8 @@ def test_command_in_the_head_is_understood(name: str):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     arguments = parser.parse_args(shlex.split(command)[2:])
-    assert arguments.recipe.name == RECIPES[name].name and arguments.recipe.parent == Path("examples/recipes")
-    assert TrainingRecipe.from_yaml(RECIPES[name], arguments.override)
+    assert arguments.recipe == name
+    assert TrainingRecipe.from_yaml(arguments.recipe, arguments.override)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -100,10 +118,11 @@ def test_recipe_builds_its_network_and_names_its_data(name: str):
 
 
 @pytest.mark.parametrize("kind", ["s4", "ms3", "avss"])
-def test_recipes_of_the_kinds_start_from_the_bundled_encoders(kind: str):
+def test_recipes_of_the_kinds_start_from_the_bundled_encoders(kind: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # not in a clone
     recipe = TrainingRecipe.from_yaml(RECIPES[f"synthetic-{kind}"])
-    assert recipe.data.kinds == [kind] and (EXAMPLES.parent / recipe.model.encoders / "config.json").is_file()
-    model = build_model(replace(recipe.model, encoders=str(EXAMPLES.parent / recipe.model.encoders)), recipe.seed)
+    assert recipe.data.kinds == [kind]
+    model = build_model(recipe.model, recipe.seed)
     bundled = ComboForAudioVisualSegmentation.from_pretrained(BUNDLED_MODEL).model.audio_encoder.state_dict()
     assert all(value.equal(bundled[name]) for name, value in model.model.audio_encoder.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.model.audio_encoder.parameters())
