@@ -139,8 +139,8 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
 def resolve_model(repo_or_folder: str | Path | None = None) -> str:
     """Folder or Hub id as `from_pretrained` takes it; `None` is `DEFAULT_MODEL`. A misspelt folder is found here.
 
-    `combo_hf/assets/demo` and `combo_hf/assets/real`, as the documents name the bundled weights, are found wherever the
-    package is installed.
+    `combo_hf/assets/demo` and `combo_hf/assets/real`, as the documents name the bundled weights, are found from any
+    folder.
 
     Raises:
         FileNotFoundError: neither a checkpoint's folder nor of the form `org/name`.

@@ -44,7 +44,7 @@ def summary(recipe: TrainingRecipe, result: TrainingResult) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options, also of examples/train.py."""
-    text = "YAML file, or the name of one that comes with the package: synthetic-quick (minutes), r50-s4, own-data, ..."
+    text = "YAML file, or the name of one of the package: synthetic-quick (minutes), own-data, pvtv2-b5-s4, ..."
     parser.add_argument("--recipe", required=True, help=text)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
