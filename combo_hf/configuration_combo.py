@@ -143,8 +143,11 @@ RANGES = {
     "oversample_ratio": (1.0, math.inf),
     "importance_sample_ratio": (0.0, 1.0),
     "background_weight": (0.001, 1.0),
+    "audio_dropout": (0.0, 1.0),
 }
-SWITCHES = "use_maskige share_encoders freeze_batch_norm freeze_audio_encoder fusion adaptive_consistency".split()
+SWITCHES = (
+    "use_maskige share_encoders freeze_batch_norm freeze_audio_encoder fusion adaptive_consistency class_gate"
+).split()
 
 
 class ComboConfig(PretrainedConfig):
@@ -183,6 +186,10 @@ class ComboConfig(PretrainedConfig):
         train_num_points, oversample_ratio, importance_sample_ratio: point sampling of the mask losses.
         background_weight (`float`): factor of the background's score in evaluation mode, 0.001 to 1.0 (the release).
             Weights from a short training want less: [`calibrate_background`] finds it on validation clips.
+        class_gate (`bool`): a linear layer over the audio embedding says how likely each class is heard in a frame's
+            second, and a query's class counts as far as it is heard ([`gate_classes`]). The release has none.
+        audio_dropout (`float`): share of training frames whose sound is kept from fusion and queries (modality
+            dropout), so that sight tells the classes and sound opens the gate. 1: only the gate hears, always.
         id2label (`dict`): class names; index 0 is the background, which is a predicted class. Default: two classes.
 
     Raises:
@@ -238,6 +245,8 @@ class ComboConfig(PretrainedConfig):
         importance_sample_ratio: float = 0.75,
         background_weight: float = 1.0,
         pixel_weight: float = 0.0,
+        class_gate: bool = False,
+        audio_dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
         if backbone_config is None:
@@ -281,6 +290,8 @@ class ComboConfig(PretrainedConfig):
         self.importance_sample_ratio = importance_sample_ratio
         self.background_weight = background_weight
         self.pixel_weight = pixel_weight
+        self.class_gate = class_gate
+        self.audio_dropout = audio_dropout
         if kwargs.get("id2label") is None and "num_labels" not in kwargs:
             kwargs |= _labels(BINARY_CLASSES)
         if not LOADED_AS_REMOTE_CODE:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as nnf
 
 
 Size = tuple[int, int]  # height, width
@@ -102,6 +103,24 @@ def weigh_background(class_logits: torch.Tensor, weight: float) -> torch.Tensor:
     background, others, nothing = class_logits.log_softmax(-1).tensor_split((1, class_logits.shape[-1] - 1), dim=-1)
     rest = torch.logaddexp(nothing, background + math.log1p(-weight))
     return torch.cat([background + math.log(weight), others, rest], dim=-1)
+
+
+def gate_classes(class_logits: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    """Class logits in which a class counts as far as it is heard; what is silent belongs to the background.
+
+    P'(class) = P(class) * P(heard), and what that takes from all classes is added to P(background).
+
+    Args:
+        class_logits (`torch.Tensor` of shape `(F, Q, K + 1)`): index 0 is the background, the last is "no object".
+        heard (`torch.Tensor` of shape `(F, K - 1)`): logits of hearing each class but the background.
+
+    Returns:
+        `torch.Tensor` `(F, Q, K + 1)`: logarithms of probabilities that sum to 1.
+    """
+    background, classes, nothing = class_logits.log_softmax(-1).tensor_split((1, class_logits.shape[-1] - 1), dim=-1)
+    heard = heard.unsqueeze(1)  # (F, 1, K - 1)
+    silent = torch.cat([background, classes + nnf.logsigmoid(-heard)], dim=-1).logsumexp(-1, keepdim=True)
+    return torch.cat([silent, classes + nnf.logsigmoid(heard), nothing], dim=-1)
 
 
 def highest_class(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_combo import ComboConfig
-from .label_maps_combo import weigh_background
+from .label_maps_combo import gate_classes, weigh_background
 from .loss_combo import ComboLoss
 from .modeling_combo_decoder import ComboDecoder, spread_audio
 from .modeling_combo_encoders import ComboSiamEncoder, ComboVGGish
@@ -185,7 +185,7 @@ class ComboModel(ComboPreTrainedModel):
         feature_maps = self.encoder(pixel_values, maskige_values)
         audio = self.audio_encoder(input_features)
         features, scales = self.pixel_decoder(feature_maps)
-        mask_features, fused_audio, attention = self.fusion(features, audio)
+        mask_features, fused_audio, attention = self.fusion(features, self._dropped(audio))
         projected = self.audio_projection(fused_audio)
         query_audio = spread_audio(projected, num_frames, self.config.num_queries, self.config.audio_query_layout)
         predictions = self.decoder(mask_features, scales, query_audio, output_auxiliary_logits)
@@ -198,6 +198,13 @@ class ComboModel(ComboPreTrainedModel):
             fusion_attention=attention,
             fused_features=mask_features if output_auxiliary_logits else None,
         )
+
+    def _dropped(self, audio: torch.Tensor) -> torch.Tensor:
+        """Embeddings (F, D) with those of a share of the frames set to 0, see `config.audio_dropout`."""
+        share = self.config.audio_dropout
+        if share == 0 or not (self.training or share == 1):
+            return audio
+        return audio * (torch.rand(len(audio), 1, device=audio.device) >= share).to(audio)
 
 
 class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
@@ -224,6 +231,9 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         self.pixel_head = None
         if config.pixel_weight:
             self.pixel_head = nn.Conv2d(config.hidden_dim, config.num_labels, kernel_size=1)
+        self.class_gate = None
+        if config.class_gate:
+            self.class_gate = nn.Linear(config.audio_config["embedding_size"], config.num_labels - 1)
         self.post_init()
 
     @property
@@ -307,15 +317,19 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         all_layers = output_auxiliary_logits or targets is not None
         out = self.model(pixel_values, maskige_values, input_features, num_frames, all_layers, return_dict=True)
         values = dict(out.items())
+        predictions = [*(out.auxiliary_logits or []), (out.class_queries_logits, out.masks_queries_logits)]
+        if self.class_gate is not None:
+            heard = self.class_gate(out.audio_embeddings)  # (F, K - 1)
+            predictions = [(gate_classes(classes, heard), masks) for classes, masks in predictions]
+            values["class_queries_logits"], values["auxiliary_logits"] = predictions[-1][0], predictions[:-1]
         if targets is not None:
-            predictions = [*out.auxiliary_logits, (out.class_queries_logits, out.masks_queries_logits)]
             clips = frames_per_clip(num_frames, len(pixel_values))
             pixels = None if self.pixel_head is None else self.pixel_head(out.fused_features)  # (F, K, h, w)
             values["loss_dict"] = self.criterion(predictions, *targets, clips, loss_divisors, pixels)
             values["loss"] = torch.stack(list(values["loss_dict"].values())).sum()
         if not self.training:
             weight = self.config.background_weight
-            values["class_queries_logits"] = weigh_background(out.class_queries_logits, weight)
+            values["class_queries_logits"] = weigh_background(values["class_queries_logits"], weight)
         if not output_auxiliary_logits:
             values.pop("auxiliary_logits", None)
             values.pop("fused_features", None)

@@ -4,8 +4,9 @@
 
 `--parts` is a folder with sounds/CLASS/ID.ogg, parts.csv (id, class, kind, split) and teacher.npz (sound, second,
 embedding, scores); a class that begins with "_" is none of them. What it writes is a COMBO checkpoint of the preset
-`mini` whose encoders are trained and whose decoders are not: `model.encoders` of a training recipe. Batch norms help
-the training and are folded into the convolutions at the end. `--resume` goes on with a run that was stopped.
+`mini` whose encoders and class gate are trained and whose decoders are not: `model.encoders` of a training recipe.
+Batch norms help the training and are folded into the convolutions at the end. `--resume` goes on with a run that was
+stopped.
 """
 
 import argparse
@@ -33,12 +34,13 @@ NONE, SILENCE = "other", "silence"
 SAMPLES = samples_for(1)
 SHIFT_S = 0.35  # an excerpt begins up to so far from the second that the teacher has heard
 MIXED, SILENT = 0.25, 0.05  # shares of the training excerpts
+HEARD = 0.35  # level of a softer sound, relative to the louder one, from which on it counts as heard
 NONE_CHANCE = 2.5  # of a sound of no class, relative to each class: there are more kinds of them
 MASKED_BANDS, MASKED_FRAMES = 12, 24
 
 
 class SoundTeacher(nn.Module):
-    """The convolutions and layers of [`ComboVGGish`] with batch norms, and heads for classes and teacher."""
+    """The convolutions and layers of [`ComboVGGish`] with batch norms, the class gate, and heads for the teacher."""
 
     def __init__(self, sizes: dict[str, Any], num_classes: int, embedding: int, scores: int) -> None:
         super().__init__()
@@ -56,12 +58,13 @@ class SoundTeacher(nn.Module):
         self.embeddings = nn.Sequential(*dense)
         self.dropout = nn.Dropout(0.3)
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in (num_classes, embedding, scores))
+        self.class_gate = nn.Linear(width, num_classes - 2)  # neither "other" nor "silence"
 
     def forward(self, log_mel: torch.Tensor) -> list[torch.Tensor]:
-        """Args: log_mel (F, 1, 96, 64). Returns: class logits, teacher embedding, teacher score logits."""
+        """Args: log_mel (F, 1, 96, 64). Returns: logits of classes, teacher's embedding, its scores and class gate."""
         flat = self.dropout(self.features(log_mel).permute(0, 2, 3, 1).flatten(1))
         embedding = self.embeddings(flat)
-        return [head(embedding) for head in self.heads]
+        return [head(embedding) for head in (*self.heads, self.class_gate)]
 
     def folded(self) -> dict[str, torch.Tensor]:
         """State of a [`ComboVGGish`] that computes the same embedding."""
@@ -112,10 +115,11 @@ class Sounds:
         return recording[start : start + SAMPLES], self.row_of.get((sound, second), -1)
 
 
-def training_batch(sounds: Sounds, size: int, step: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-mel (F, 1, 96, 64), class shares (F, K) and teacher rows (F,)."""
+def training_batch(sounds: Sounds, size: int, step: int, seed: int) -> tuple[torch.Tensor, ...]:
+    """Log-mel (F, 1, 96, 64), class shares (F, names), teacher rows (F,), which classes are heard (F, classes)."""
     rng, extractor, microphone = np.random.default_rng([seed, step]), ComboFeatureExtractor(), Microphone()
     mels, shares, rows = [], torch.zeros(size, len(sounds.names)), torch.full((size,), -1)
+    loudness = torch.zeros(size, len(sounds.classes))
     audible = sounds.names[:-1]
     chances = np.array([NONE_CHANCE if name == NONE else 1.0 for name in audible])
     chances /= chances.sum()
@@ -132,6 +136,7 @@ def training_batch(sounds: Sounds, size: int, step: int, seed: int) -> tuple[tor
             shares[index, -1] = 1
         if count == 2 and shares[index, audible.index(NONE)]:
             shares[index, audible.index(NONE)] *= 0.2  # a class over something else is that class
+        loudness[index] = shares[index, : len(sounds.classes)]
         mels.append(extractor.log_mel(torch.from_numpy(microphone.record(waves, SAMPLES, rng)).double(), 1))
     batch = torch.cat(mels)
     for index in range(size):
@@ -140,7 +145,7 @@ def training_batch(sounds: Sounds, size: int, step: int, seed: int) -> tuple[tor
             frame, length = int(rng.integers(96)), int(rng.integers(1, MASKED_FRAMES))
             batch[index, :, :, band : band + width] = batch[index].mean()
             batch[index, :, frame : frame + length] = batch[index].mean()
-    return batch, shares / shares.sum(1, keepdim=True), rows
+    return batch, shares / shares.sum(1, keepdim=True), rows, (loudness / HEARD).clamp(max=1)
 
 
 def held_out(sounds: Sounds, seed: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -161,24 +166,29 @@ def held_out(sounds: Sounds, seed: int | None = None) -> tuple[torch.Tensor, tor
 
 @torch.no_grad()
 def accuracy(model: SoundTeacher, batch: tuple[torch.Tensor, torch.Tensor], names: list[str]) -> dict[str, float]:
-    """Share of seconds named right, per class and balanced over the classes."""
+    """Share of seconds named right, balanced and per class; what the class gate lets in, rightly and wrongly."""
     model.eval()
     mels, labels = batch
-    found = torch.cat([model(part)[0].argmax(1) for part in mels.split(128)])
+    logits, gates = (torch.cat(parts) for parts in zip(*(model(part)[::3] for part in mels.split(128)), strict=True))
+    found = logits.argmax(1)
     found = found.where(found < len(names) - 1, len(names) - 2)  # silence is no class: nothing of these is heard
     right = {
         name: (found[labels == number] == number).float().mean().item()
         for number, name in enumerate(names[:-1])
         if (labels == number).any()
     }
-    return {"balanced": float(np.mean(list(right.values()))), **right}
+    gate = gates > 0  # (F, classes)
+    of_class = nnf.one_hot(labels, len(names) - 1)[:, :-1].bool()  # the last name is "other"
+    doors = {"let in": gate[of_class].float().mean().item(), "wrongly": gate[~of_class].float().mean().item()}
+    return {"balanced": float(np.mean(list(right.values()))), **doors, **right}
 
 
 def step_loss(model: SoundTeacher, sounds: Sounds, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Cross entropy of the class shares, and how far the teacher's embedding and scores are missed."""
-    mels, shares, rows = batch
-    logits, embedding, scores = model(mels)
+    mels, shares, rows, heard = batch
+    logits, embedding, scores, gate = model(mels)
     loss = nnf.cross_entropy(logits, shares, label_smoothing=0.05)
+    loss = loss + nnf.binary_cross_entropy_with_logits(gate, heard) * len(sounds.classes) / 2
     known = rows >= 0
     if known.any():
         wanted = sounds.embedding[rows[known]]
@@ -241,9 +251,12 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     sounds = Sounds(arguments.parts)
-    config = ComboConfig.from_preset("mini", id2label=dict(enumerate(["background", *sounds.classes])))
+    names = dict(enumerate(["background", *sounds.classes]))
+    config = ComboConfig.from_preset("mini", id2label=names, class_gate=True)
     model = ComboForAudioVisualSegmentation(config)
-    model.model.audio_encoder.load_state_dict(train(arguments, sounds, config).folded())
+    teacher = train(arguments, sounds, config)
+    model.model.audio_encoder.load_state_dict(teacher.folded())
+    model.class_gate.load_state_dict(teacher.class_gate.state_dict())
     if arguments.image_encoder is not None:
         load_pretrained_backbones(model, arguments.image_encoder)
     model.save_pretrained(arguments.output, carry_code=False)

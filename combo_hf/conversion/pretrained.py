@@ -92,6 +92,8 @@ def load_pretrained_backbones(model: Any, source: str | Path | dict) -> Conversi
 def load_encoders(model: Any, source: str | Path) -> ConversionReport:
     """Fill the visual, the Maskige and the audio encoder from another COMBO checkpoint; the rest stays as it is.
 
+    A class gate is filled, too, where both models have one over the same classes.
+
     What a network has learned of one data set serves another one, of any classes, as ImageNet and VGGish do.
 
     Args:
@@ -106,12 +108,16 @@ def load_encoders(model: Any, source: str | Path) -> ConversionReport:
     from combo_hf import resolve_model
     from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
-    theirs, ours = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(source)).model, _network(model)
+    whole = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(source))
+    theirs, ours = whole.model, _network(model)
     parts = {"audio_encoder": (ours.audio_encoder, theirs.audio_encoder.state_dict())}
     parts["encoder.backbone"] = (ours.encoder.backbone, theirs.encoder.backbone.state_dict())
     if ours.encoder.maskige_backbone is not None:
         maskige = theirs.encoder.maskige_backbone or theirs.encoder.backbone
         parts["encoder.maskige_backbone"] = (ours.encoder.maskige_backbone, maskige.state_dict())
+    gate = getattr(model, "class_gate", None)
+    if gate is not None and whole.class_gate is not None and model.config.id2label == whole.config.id2label:
+        parts["class_gate"] = (gate, whole.class_gate.state_dict())
     _check_meaning(theirs.encoder.backbone.config, ours.encoder.backbone.config, source)
     names = {name for _, tensors in parts.values() for name in tensors}
     return _fill(parts, ConversionReport("encoders", {name: [name] for name in sorted(names)}), str(source))

@@ -68,7 +68,7 @@ def _from_checkpoint(source: str, new_head: bool, fields: dict[str, Any]) -> Com
 
 
 def replace_class_head(model: ComboForAudioVisualSegmentation, names: Sequence[str]) -> list[str]:
-    """Give a model other classes, in place: rows of the class head of classes that it knew (and of "no object") stay.
+    """Give a model other classes, in place: rows of classes that it knew (and of "no object") stay.
 
     Args:
         model ([`ComboForAudioVisualSegmentation`])
@@ -78,18 +78,25 @@ def replace_class_head(model: ComboForAudioVisualSegmentation, names: Sequence[s
         The classes whose rows are new, drawn at random.
     """
     known = {name: index for index, name in (model.config.id2label or {}).items()}
-    decoder = model.model.decoder
-    old = decoder.class_head
-    head = torch.nn.Linear(old.in_features, len(names) + 1).to(old.weight)
     rows = [(index, known[name]) for index, name in enumerate(names) if name in known]
-    rows.append((len(names), old.out_features - 1))  # "no object"
-    new, kept = (list(part) for part in zip(*rows, strict=True))
-    with torch.no_grad():
-        head.weight[new], head.bias[new] = old.weight[kept], old.bias[kept]
-    decoder.class_head = head
+    if model.class_gate is not None:  # has no row of the background
+        heard = [(new - 1, old - 1) for new, old in rows if new and old]
+        model.class_gate = _with_rows(model.class_gate, len(names) - 1, heard)
+    decoder = model.model.decoder
+    no_object = (len(names), decoder.class_head.out_features - 1)
+    decoder.class_head = _with_rows(decoder.class_head, len(names) + 1, [*rows, no_object])
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: index for index, name in enumerate(names)}
     return [name for name in names if name not in known]
+
+
+def _with_rows(old: torch.nn.Linear, size: int, rows: Sequence[tuple[int, int]]) -> torch.nn.Linear:
+    """A layer of `size` outputs, drawn at random but for the rows (new, old) of another one."""
+    layer = torch.nn.Linear(old.in_features, size).to(old.weight)
+    with torch.no_grad():
+        for new, kept in rows:
+            layer.weight[new], layer.bias[new] = old.weight[kept], old.bias[kept]
+    return layer
 
 
 def _load_starts(model: ComboForAudioVisualSegmentation, recipe: ModelRecipe) -> None:
