@@ -1,10 +1,12 @@
 """Put a run of the recipe real-animals into the package, with half the bytes.
 
-    python examples/bundle_real.py --run runs/animals --facts facts.json --background-weight 0.3
+    python examples/bundle_real.py --run runs/animals --sound-encoder runs/animal-encoders --facts facts.json \\
+        --background-weight 0.2 --gate-scale 2
 
-Writes combo_hf/assets/real: weights in half precision (loaded in single precision), configuration, processor,
-recipe.yaml, real.json (the facts: cost, scores) and origin.json (the terms, for the card). The model card and the
-licence beside them are written by hand.
+The run has learnt to show every animal that is seen; `--sound-encoder`, written by train_sound_encoder.py, brings the
+ear and the class gate, which lets through what is heard. Writes combo_hf/assets/real: weights in half precision
+(loaded in single precision), configuration, processor, recipe.yaml, real.json (the facts: cost, scores) and
+origin.json (the terms, for the card). The model card and the licence beside them are written by hand.
 """
 
 import argparse
@@ -33,12 +35,24 @@ def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--checkpoint", default="best")
+    parser.add_argument("--sound-encoder", type=Path, required=True, help="a checkpoint with class gate")
+    parser.add_argument("--gate-scale", type=float, default=1.0, help="how much more decided the gate is than trained")
     parser.add_argument("--facts", type=Path, required=True, help="JSON: machine, cost, scores")
     parser.add_argument("--background-weight", type=float, required=True)
     parser.add_argument("--output", type=Path, default=combo_hf.DEFAULT_MODEL)
     arguments = parser.parse_args()
     facts = json.loads(arguments.facts.read_text(encoding="utf-8"))
-    model = combo_hf.ComboForAudioVisualSegmentation.from_pretrained(arguments.run / arguments.checkpoint)
+    load = combo_hf.ComboForAudioVisualSegmentation.from_pretrained
+    model, ear = load(arguments.run / arguments.checkpoint), load(arguments.sound_encoder)
+    if ear.class_gate is None or ear.config.id2label != model.config.id2label or model.config.audio_dropout != 1:
+        raise ValueError(
+            "wanted a class gate over the classes of the run, and a run that heard nothing (audio_dropout 1)."
+        )
+    model.model.audio_encoder, model.class_gate = ear.model.audio_encoder, ear.class_gate
+    model.config.class_gate = True
+    with torch.no_grad():
+        for parameter in model.class_gate.parameters():
+            parameter.mul_(arguments.gate_scale)
     model.config.background_weight = arguments.background_weight
     model.config.num_frames = 5
     output = arguments.output

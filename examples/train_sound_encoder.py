@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as nnf
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from combo_hf.cli import Parser, run_script
 from combo_hf.configuration_combo import ComboConfig
@@ -35,6 +36,7 @@ SAMPLES = samples_for(1)
 SHIFT_S = 0.35  # an excerpt begins up to so far from the second that the teacher has heard
 MIXED, SILENT = 0.25, 0.05  # shares of the training excerpts
 HEARD = 0.35  # level of a softer sound, relative to the louder one, from which on it counts as heard
+MEAN_DECAY = 0.995  # of the running mean of the weights, which is what is kept: single steps differ by some percent
 NONE_CHANCE = 2.5  # of a sound of no class, relative to each class: there are more kinds of them
 MASKED_BANDS, MASKED_FRAMES = 12, 24
 
@@ -204,10 +206,12 @@ def train(arguments: argparse.Namespace, sounds: Sounds, config: ComboConfig) ->
     model = SoundTeacher(config.audio_config, *sizes).to(memory_format=torch.channels_last)  # twice as fast on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.02)
     clean, recorded = held_out(sounds), held_out(sounds, seed=arguments.seed + 1)
+    mean = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(MEAN_DECAY), use_buffers=True)
     state, first, spent = arguments.output / "sound-state.pt", 0, 0.0
     if arguments.resume and state.is_file():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
+        mean.load_state_dict(saved["mean"])
         optimizer.load_state_dict(saved["optimizer"])
         first, spent = saved["step"], saved["spent"]
     began = time.process_time()
@@ -223,17 +227,21 @@ def train(arguments: argparse.Namespace, sounds: Sounds, config: ComboConfig) ->
                 arguments.learning_rate * min(1.0, 10 * (step + 1) / arguments.steps) * (1 - step / arguments.steps)
             )
         optimizer.step()
+        mean.update_parameters(model)
         done = step + 1
         if done % arguments.save_every == 0 or done == arguments.steps:
-            scores = {"clean": accuracy(model, clean, sounds.names), "mic": accuracy(model, recorded, sounds.names)}
+            heard = {"clean": clean, "mic": recorded}
+            scores = {kind: accuracy(mean.module, batch, sounds.names) for kind, batch in heard.items()}
             seconds = spent + time.process_time() - began
             text = {kind: {name: round(value, 3) for name, value in of.items()} for kind, of in scores.items()}
             print(
                 json.dumps({"step": done, "loss": round(loss.item(), 3), "cpu_s": round(seconds), **text}), flush=True
             )
-            weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            weights = {
+                name: part.state_dict() for name, part in (("model", model), ("mean", mean), ("optimizer", optimizer))
+            }
             torch.save({**weights, "step": done, "spent": seconds}, state)
-    return model.eval()
+    return mean.module.eval()
 
 
 def main() -> None:
