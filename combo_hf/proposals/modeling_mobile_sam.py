@@ -106,14 +106,14 @@ class MobileSamModel(SamModel):
     """MobileSAM (Zhang et al. 2023); called as `SamModel` is."""
 
     config_class = MobileSamConfig
-    config: MobileSamConfig
+    config: MobileSamConfig  # type: ignore[assignment]  # its parts have SamConfig's names
     _no_split_modules = ["TinyVitAttentionBlock"]
 
     def __init__(self, config: MobileSamConfig) -> None:
         SamPreTrainedModel.__init__(self, config)  # SamModel's own would build a ViT
         self.shared_image_embedding = SamPositionalEmbedding(config.vision_config)
-        self.vision_encoder = TinyVitEncoder(config.vision_config)
-        self.prompt_encoder = SamPromptEncoder(config)
+        self.vision_encoder = TinyVitEncoder(config.vision_config)  # type: ignore[assignment]  # for the ViT
+        self.prompt_encoder = SamPromptEncoder(config)  # type: ignore[arg-type]
         config.mask_decoder_config._attn_implementation = config._attn_implementation
         self.mask_decoder = SamMaskDecoder(config.mask_decoder_config)
         self.post_init()

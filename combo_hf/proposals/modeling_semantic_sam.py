@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as nnf
@@ -137,9 +138,10 @@ class SemanticSamDecoder(nn.Module):
 
     def project(self, scales: list[torch.Tensor]) -> list[ProjectedValues]:
         """Values of every layer, coarse to fine; the part of the decoder that depends on the frame only."""
-        shapes = [tuple(maps.shape[-2:]) for maps in reversed(scales)]
+        shapes = [(maps.shape[-2], maps.shape[-1]) for maps in reversed(scales)]
         cells = torch.cat([maps.flatten(2).transpose(1, 2) for maps in reversed(scales)], dim=1)  # (F, S, d)
-        return [layer.cross_attn.project(cells, shapes) for layer in self.layers]
+        layers = cast(list[SemanticSamDecoderLayer], self.layers)
+        return [layer.cross_attn.project(cells, shapes) for layer in layers]
 
     def forward(
         self,
