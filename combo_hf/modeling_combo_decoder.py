@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_combo import ComboConfig
+from .modeling_combo_kernels import linear
 from .modeling_combo_pixel_decoder import sine_position_embedding
 
 
@@ -72,10 +73,9 @@ class ComboAttention(nn.Module):
         if self.config._attn_implementation != "eager":
             attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         mask = None if visible is None else visible[:, None]  # (F, 1, Q, S)
-        out, _ = attend(
-            self, split(self.q_proj(query)), split(self.k_proj(key)), split(self.v_proj(value)), mask, is_causal=False
-        )
-        return self.out_proj(out.reshape(query.shape))
+        query_key_value = ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        out, _ = attend(self, *(split(linear(*pair)) for pair in query_key_value), mask, is_causal=False)
+        return linear(self.out_proj, out.reshape(query.shape))
 
 
 class ComboDecoderLayer(GradientCheckpointingLayer):
@@ -108,7 +108,7 @@ class ComboDecoderLayer(GradientCheckpointingLayer):
         queries = self.cross_attn_layer_norm(queries + self.cross_attn(queries + query_pos, keys, values, visible))
         placed = queries + query_pos
         queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
-        return self.final_layer_norm(queries + self.fc2(self.fc1(queries).relu_()))
+        return self.final_layer_norm(queries + linear(self.fc2, linear(self.fc1, queries).relu_()))
 
 
 class ComboMaskEmbedding(nn.Module):

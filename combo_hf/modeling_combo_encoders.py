@@ -19,20 +19,7 @@ from transformers import AutoBackbone, PretrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_combo import ComboConfig, EfficientNetLiteConfig
-
-
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is just what its class says, so that its weights may be read in place of calling it.
-
-    Not so for adapters, quantised or parametrised layers, weights that are elsewhere until the module is called, and
-    modules with hooks.
-    """
-    if torch.compiler.is_compiling():
-        return type(module) is kind
-    if type(module) is not kind or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
-        return False
-    tensors = [*module.parameters(), *module.buffers()]
-    return all(type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta for tensor in tensors)
+from .modeling_combo_kernels import constant, is_plain, linear, onednn_applies
 
 
 class ComboChannelWeights(nn.Module):
@@ -159,23 +146,62 @@ class ComboFoldedConvolution(nn.Module):
     convolution: nn.Conv2d
     normalization: nn.BatchNorm2d
 
+    _packed: tuple[Any, ...] | None = None
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         convolution, norm = self.convolution, self.normalization
-        mean, variance = norm.running_mean, norm.running_var
         plain = is_plain(convolution, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d)
-        if not plain or norm.training or convolution.bias is not None or mean is None or variance is None:
+        same = convolution.weight.dtype == hidden_states.dtype
+        if not plain or norm.training or convolution.bias is not None or norm.running_mean is None:
             hidden_states = norm(convolution(hidden_states))
-        else:
-            kind = convolution.weight.dtype  # rounded once, at the end
-            factor = norm.weight.float() * (variance.float() + norm.eps).rsqrt()
-            weight = (convolution.weight.float() * factor[:, None, None, None]).to(kind)
-            shift = (norm.bias.float() - mean.float() * factor).to(kind)
+        elif torch.is_grad_enabled() or not (same and onednn_applies(hidden_states)):
+            weight, shift = self._folded()
             hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding,
                                        convolution.dilation, convolution.groups)  # fmt: skip
+        else:
+            hidden_states = self._by_packed_weights(hidden_states)
         activation = getattr(self, "activation", None)
         if isinstance(activation, nn.ReLU):
             return hidden_states.relu_()  # nobody else holds what the convolution returned
         return hidden_states if activation is None else activation(hidden_states)
+
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights with the batch norm inside, and its shift: (C, C_in, k, k) and (C,)."""
+        kind, norm = self.convolution.weight.dtype, self.normalization  # rounded once, at the end
+        assert norm.running_mean is not None and norm.running_var is not None
+        factor = norm.weight.float() * (norm.running_var.float() + norm.eps).rsqrt()
+        weight = (self.convolution.weight.float() * factor[:, None, None, None]).to(kind)
+        return weight, (norm.bias.float() - norm.running_mean.float() * factor).to(kind)
+
+    def _by_packed_weights(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Convolution with weights that were folded and brought into oneDNN's order once.
+
+        They are made anew where a sum of what they were made of has changed: a version would miss who writes into
+        `.data`. The activation stays outside: oneDNN's ReLU turns NaN into 0, which would hide damage.
+        """
+        layer, norm = self.convolution, self.normalization
+        assert norm.running_mean is not None and norm.running_var is not None
+        sources = (layer.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        where = [list(side) for side in (layer.padding, layer.stride, layer.dilation)]
+        key = (norm.eps, [values.data_ptr() for values in sources], [float(values.sum()) for values in sources])
+        packed = self._packed
+        if packed is None or packed[0] != key:
+            weight, shift = self._folded()
+            weight = torch.ops.mkldnn._reorder_convolution_weight(
+                weight, *where, layer.groups, list(hidden_states.shape)
+            )
+            packed = self._packed = (key, weight, shift)
+        _, weight, shift = packed
+        return torch.ops.mkldnn._convolution_pointwise(
+            hidden_states, weight, shift, *where, layer.groups, "none", [], ""
+        )
+
+    def train(self, mode: bool = True) -> ComboFoldedConvolution:
+        self._packed = None  # training does not use it
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_packed"}  # cannot be copied
 
 
 class ComboLiteLayer(ComboFoldedConvolution):
@@ -243,7 +269,7 @@ class ComboEfficientNetLite(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> BackboneOutput:
         """Args: pixel_values (F, 3, H, W). Returns: `feature_maps`, four of (F, C_l, H / 2^(l+1), W / 2^(l+1))."""
-        factor, shift = (pixel_values.new_tensor(values).view(1, 3, 1, 1) for values in (self.FACTOR, self.SHIFT))
+        factor, shift = (constant(values, pixel_values).view(1, 3, 1, 1) for values in (self.FACTOR, self.SHIFT))
         pictures = pixel_values * factor + shift
         if pictures.device.type == "cpu":  # convolutions by channel are slow otherwise, backwards most of all
             pictures = pictures.contiguous(memory_format=torch.channels_last)
@@ -281,13 +307,13 @@ class ComboReducedAttention(nn.Module):
         def split(states: torch.Tensor) -> torch.Tensor:
             return states.unflatten(2, (self.num_attention_heads, -1)).transpose(1, 2)
 
-        query, reduced = split(self.query(hidden_states)), hidden_states
+        query, reduced = split(linear(self.query, hidden_states)), hidden_states
         if self.linear_attention or self.spatial_reduction_ratio > 1:
             reduced = reduced.transpose(1, 2).unflatten(2, (height, width))
             reduced = self.spatial_reduction(self.pool(reduced) if self.linear_attention else reduced)
             reduced = self.layer_norm(reduced.flatten(2).transpose(1, 2))
             reduced = self.act(reduced) if self.linear_attention else reduced
-        key, value = split(self.key(reduced)), split(self.value(reduced))
+        key, value = split(linear(self.key, reduced)), split(linear(self.value, reduced))
         if output_attentions:
             shares = self.attn_drop((query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1))
             return self._project(shares @ value), shares
@@ -296,7 +322,24 @@ class ComboReducedAttention(nn.Module):
 
     def _project(self, context: torch.Tensor) -> torch.Tensor:
         """(F, M, N, C / M) -> (F, N, C)."""
-        return self.proj_drop(self.proj(context.transpose(1, 2).flatten(2)))
+        return self.proj_drop(linear(self.proj, context.transpose(1, 2).flatten(2)))
+
+
+class ComboFeedForward(nn.Module):
+    """transformers' `PvtV2ConvFeedForwardNetwork`, with the products of [`linear`]."""
+
+    dense1: nn.Linear
+    dense2: nn.Linear
+    relu: nn.Module
+    dwconv: nn.Module
+    intermediate_act_fn: nn.Module
+    dropout: nn.Dropout
+
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """Args: hidden_states (F, N, C), N = height * width. Returns: (F, N, C)."""
+        hidden_states = self.dwconv(self.relu(linear(self.dense1, hidden_states)), height, width)
+        hidden_states = self.dropout(self.intermediate_act_fn(hidden_states))
+        return self.dropout(linear(self.dense2, hidden_states))
 
 
 RESIDUAL_LAYERS = ("ResNetBasicLayer", "ResNetBottleNeckLayer")
@@ -304,6 +347,7 @@ FASTER_LAYERS: dict[str, type[nn.Module]] = {
     "ResNetConvLayer": ComboFoldedConvolution,
     "ResNetShortCut": ComboFoldedConvolution,
     "PvtV2SelfAttention": ComboReducedAttention,
+    "PvtV2ConvFeedForwardNetwork": ComboFeedForward,
 }
 
 
@@ -345,4 +389,4 @@ class ComboVGGish(nn.Module):
         """Args: input_features (F, 1, 96, 64) log-mel. Returns: (F, D), not negative."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             maps = self.features(input_features)  # (F, C, 6, 4)
-            return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))  # (F, 6 * 4 * C) -> (F, D)
+            return linear(self.embeddings, maps.permute(0, 2, 3, 1).flatten(1))  # (F, 6 * 4 * C) -> (F, D)

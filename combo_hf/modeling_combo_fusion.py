@@ -18,7 +18,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_combo import ComboConfig
-from .modeling_combo_encoders import is_plain
+from .modeling_combo_kernels import is_plain, linear
 from .modeling_combo_pixel_decoder import sine_position_embedding
 
 
@@ -150,4 +150,4 @@ class ComboAudioProjection(nn.Module):
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
         """(F, D) -> (F, d)."""
-        return self.layers(audio)
+        return linear(self.layers, audio)

@@ -1,7 +1,7 @@
 """Pixel decoder: multi-scale deformable attention over strides 32, 16, 8, one FPN step to stride 4, plain PyTorch.
 
 Mirrors Mask2Former's MSDeformAttnPixelDecoder as the release configures it (6 layers, 8 heads, 4 points, GroupNorm,
-post-norm). Departure: no compiled operator is needed (modeling_combo_sampling.py).
+post-norm). Departure: no compiled operator is needed (modeling_combo_kernels.py).
 
 Axes: F packed frames, S tokens of all three scales (7x7, 14x14, 28x28 for 224 pixels), d width, M heads, L levels, P
 points.
@@ -10,6 +10,7 @@ points.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as nnf
@@ -18,30 +19,40 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_combo import ComboConfig
-from .modeling_combo_sampling import deformable_sampling, gathered_sampling
+from .modeling_combo_kernels import deformable_sampling, gathered_sampling, is_eager, linear
 
 
 DENSE_TOKENS = 4200  # up to 448 x 448 pixels; with more, products of tokens x tokens cost more than they save
 
 
 def sine_position_embedding(height: int, width: int, dim: int, like: torch.Tensor) -> torch.Tensor:
-    """Sine positions normalised to 2 pi, y first: (1, dim, height, width), dtype and device of `like`.
-
-    Computed at each call: non-persistent buffers do not survive loading on the meta device.
+    """Sine positions normalised to 2 pi, y first: (1, dim, height, width), dtype and device of `like`; not to be
+    written to. Kept by size, not as buffers: those that are not persistent do not survive loading on the meta device.
     """
+    compute = _kept_positions if is_eager(like) else _sine_positions
+    return compute(height, width, dim, like.dtype, like.device)
+
+
+def _sine_positions(height: int, width: int, dim: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     half = dim // 2
     scale, eps = 2 * math.pi, 1e-6
-    exponent = 2 * torch.div(torch.arange(half, device=like.device), 2, rounding_mode="floor") / half
+    exponent = 2 * torch.div(torch.arange(half, device=device), 2, rounding_mode="floor") / half
     frequency = 10000**exponent  # (half,)
 
     def encode(length: int) -> torch.Tensor:
-        steps = torch.arange(1, length + 1, dtype=torch.float32, device=like.device)
+        steps = torch.arange(1, length + 1, dtype=torch.float32, device=device)
         angle = (steps / (steps[-1] + eps) * scale)[:, None] / frequency  # (length, half)
         return torch.stack([angle[:, 0::2].sin(), angle[:, 1::2].cos()], dim=2).flatten(1)
 
     rows = encode(height).T[:, :, None].expand(half, height, width)
     columns = encode(width).T[:, None, :].expand(half, height, width)
-    return torch.cat([rows, columns])[None].to(like.dtype)
+    return torch.cat([rows, columns])[None].to(dtype)
+
+
+@lru_cache(maxsize=16)
+def _kept_positions(height: int, width: int, dim: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # or they could not be used in training
+        return _sine_positions(height, width, dim, dtype, device)
 
 
 class ComboDeformableAttention(nn.Module):
@@ -79,9 +90,9 @@ class ComboDeformableAttention(nn.Module):
         Returns: (F, S, d)."""
         frames, tokens, dim = hidden.shape
         query = hidden + position
-        value = self.value_proj(hidden)  # (F, S, d)
-        offsets = self.sampling_offsets(query).view(frames, tokens, self.heads, self.levels, self.points, 2)
-        weights = self.attention_weights(query).view(-1, self.levels * self.points)
+        value = linear(self.value_proj, hidden)  # (F, S, d)
+        offsets = linear(self.sampling_offsets, query).view(frames, tokens, self.heads, self.levels, self.points, 2)
+        weights = linear(self.attention_weights, query).view(-1, self.levels * self.points)
         weights = weights.T.softmax(0).T.contiguous()  # softmax over short rows takes six times as long
         weights = weights.view(frames, tokens, self.heads, self.levels, self.points)
         gathered = value.device.type == "cpu" and value.dtype == weights.dtype == offsets.dtype == torch.float32
@@ -89,7 +100,7 @@ class ComboDeformableAttention(nn.Module):
             gathered = tokens <= DENSE_TOKENS
         sample = gathered_sampling if gathered and not torch.compiler.is_compiling() else deformable_sampling
         sampled = sample(value, shapes, reference, offsets, weights)  # (F, S, d)
-        return self.output_proj(sampled)
+        return linear(self.output_proj, sampled)
 
 
 class ComboPixelDecoderLayer(GradientCheckpointingLayer):
@@ -117,7 +128,7 @@ class ComboPixelDecoderLayer(GradientCheckpointingLayer):
         shapes: list[tuple[int, int]],
     ) -> torch.Tensor:
         hidden = self.self_attn_layer_norm(hidden + self.self_attn(hidden, position, reference, shapes))
-        return self.final_layer_norm(hidden + self.fc2(self.fc1(hidden).relu_()))
+        return self.final_layer_norm(hidden + linear(self.fc2, linear(self.fc1, hidden).relu_()))
 
 
 class ComboPixelDecoder(nn.Module):

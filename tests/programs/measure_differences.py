@@ -30,8 +30,8 @@ from combo_hf.evaluation.scores import class_maps_of  # noqa: E402
 from combo_hf.loss_combo import frame_distances, neighbours  # noqa: E402
 from combo_hf.maskige_combo import PALETTE, maskige_index  # noqa: E402
 from combo_hf.modeling_combo_decoder import spread_audio  # noqa: E402
+from combo_hf.modeling_combo_kernels import deformable_sampling  # noqa: E402
 from combo_hf.modeling_combo_pixel_decoder import cell_centres  # noqa: E402
-from combo_hf.modeling_combo_sampling import deformable_sampling  # noqa: E402
 
 
 Row = tuple[str, str]  # what was changed, and what that did

@@ -1,6 +1,8 @@
 """Layers that are computed in another way than transformers and torch do it: the same numbers, names, copies."""
 
 import copy
+import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +11,14 @@ from torch import nn
 from torch.nn import functional as nnf
 from transformers import AutoBackbone, PvtV2Config, ResNetConfig
 
-from combo_hf import modeling_combo_sampling
+from combo_hf import modeling_combo_kernels
 from combo_hf.configuration_combo import ComboConfig
 from combo_hf.label_maps_combo import contenders, highest_class
 from combo_hf.loss_combo import ComboLoss, blocked_sums, point_sums, sample_points
+from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 from combo_hf.modeling_combo_encoders import FASTER_LAYERS, build_backbone
-from combo_hf.modeling_combo_pixel_decoder import cell_centres
-from combo_hf.modeling_combo_sampling import deformable_sampling, gathered_sampling
+from combo_hf.modeling_combo_kernels import deformable_sampling, gathered_sampling
+from combo_hf.modeling_combo_pixel_decoder import cell_centres, sine_position_embedding
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -80,6 +83,113 @@ def test_folded_weights_follow_the_weights():
     assert_same(ours, plain)
 
 
+def test_packed_weights_are_made_once_and_let_go(monkeypatch):
+    ours, plain = backbones(RESNET)
+    assert_same(ours, plain)
+    layers = [module for module in ours.modules() if type(module) is FASTER_LAYERS["ResNetConvLayer"]]
+    assert all(layer._packed is not None for layer in layers)
+    held = [layer._packed for layer in layers]
+    again = pickle.loads(pickle.dumps(ours))
+    assert_same(ours, plain)
+    assert all(layer._packed is one for layer, one in zip(layers, held, strict=True))
+    assert_same(again, ours, atol=0)
+    damaged = pictures()
+    damaged[0, 0, 5, 5] = torch.nan
+    with torch.no_grad():
+        assert all(maps[0].isnan().any() for maps in ours(damaged).feature_maps)  # a ReLU must not hide it
+    ours.train()
+    assert all(layer._packed is None for layer in layers)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert_same(ours.eval(), plain)
+    assert all(layer._packed is None for layer in layers)
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """As on a processor where oneDNN is the faster library."""
+    monkeypatch.setattr(modeling_combo_kernels, "onednn_is_faster", lambda: True)
+
+
+def test_products_by_onednn_are_the_products(onednn):
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 8, bias=False))
+    states = torch.randn(3, 7, 24).transpose(0, 1).requires_grad_()
+    direction = torch.randn(7, 3, 8)
+    inputs = [states, *layers.parameters()]
+    wanted, got = layers(states), modeling_combo_kernels.linear(layers, states)
+    assert "OneDnnProduct" in type(got.grad_fn).__name__
+    torch.testing.assert_close(got, wanted, atol=2e-6, rtol=1e-5)
+    for one, other in zip(torch.autograd.grad(got, inputs, direction), torch.autograd.grad(wanted, inputs, direction),
+                          strict=True):  # fmt: skip
+        torch.testing.assert_close(one, other, atol=5e-6, rtol=1e-5)
+    layers.requires_grad_(False)
+    assert torch.autograd.grad(modeling_combo_kernels.linear(layers, states), states, direction)[0].abs().max() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(modeling_combo_kernels.linear(layers, states), wanted, atol=2e-6, rtol=1e-5)
+
+
+def test_whole_network_by_onednn(monkeypatch):
+    torch.manual_seed(0)
+    model = ComboForAudioVisualSegmentation(ComboConfig.from_preset("tiny")).eval()
+    inputs = (torch.randn(2, 3, 96, 96), torch.randn(2, 3, 96, 96), torch.randn(2, 1, 96, 64))
+    with torch.no_grad():
+        wanted = model(*inputs)
+        calls = []
+        monkeypatch.setattr(modeling_combo_kernels, "onednn_is_faster", lambda: calls.append(1) or True)
+        got = model(*inputs)
+    assert len(calls) > 50
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        scale = float(wanted[name].abs().max())
+        torch.testing.assert_close(got[name], wanted[name], atol=5e-6 * scale, rtol=0)
+
+
+class Doubled(nn.Linear):
+    def forward(self, states):
+        return 2 * super().forward(states)
+
+
+@pytest.mark.parametrize("case", ["another class", "hook", "autocast", "precision", "switched off", "no operator"])
+def test_layers_that_onednn_must_not_take_are_called(onednn, monkeypatch, case):
+    layer, states = (Doubled if case == "another class" else nn.Linear)(4, 4), torch.randn(2, 4)
+    if case == "hook":
+        layer.register_forward_hook(lambda module, inputs, output: 3 * output)
+    if case == "precision":
+        layer, states = layer.double(), states.double()
+    if case == "no operator":
+        monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace())
+    monkeypatch.setattr(modeling_combo_kernels, "onednn_product", lambda *_: pytest.fail("taken"))
+    flags = torch.backends.mkldnn.flags(enabled=case != "switched off")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=case == "autocast"), flags:
+        assert torch.equal(modeling_combo_kernels.linear(layer, states), layer(states))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").is_file() or "GenuineIntel" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"),
+    reason="another processor: whether oneDNN or MKL is the faster one is not known",
+)
+def test_mkl_stays_where_it_is_no_slower():
+    modeling_combo_kernels.onednn_is_faster.cache_clear()
+    assert not modeling_combo_kernels.onednn_is_faster()
+
+
+def test_positions_are_kept_and_serve_training_too():
+    like = torch.zeros(1)
+    with torch.inference_mode():
+        first = sine_position_embedding(6, 10, 12, like)
+    assert sine_position_embedding(6, 10, 12, like) is first
+    weight = torch.ones_like(first, requires_grad=True)
+    (weight * first).sum().backward()
+    assert torch.equal(weight.grad, first)
+    assert sine_position_embedding(6, 10, 12, like.double()).dtype == torch.float64
+    exported = torch.export.export(SineModule(), (like,)).module()
+    assert torch.equal(exported(like), first)
+
+
+class SineModule(nn.Module):
+    def forward(self, like):
+        return sine_position_embedding(6, 10, 12, like)
+
+
 def test_batch_norms_that_learn_do_so():
     ours, plain = backbones(RESNET, freeze_batch_norm=False)
     ours.train(), plain.train()
@@ -137,7 +247,7 @@ def reads_of_points(reach, dtype=torch.float32):
 @pytest.mark.parametrize("block", [1, 5 * 126, 1 << 18])  # rows at a time: one, some (the last part is shorter), all
 @pytest.mark.parametrize("reach", [0.5, 3.0, 100.0])
 def test_gradients_of_gathered_reads(reach, block, monkeypatch):
-    monkeypatch.setattr(modeling_combo_sampling, "DENSE_BLOCK", block)
+    monkeypatch.setattr(modeling_combo_kernels, "DENSE_BLOCK", block)
     value, shapes, reference, offsets, weights = reads_of_points(reach, torch.float64)
     direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     inputs = [part.requires_grad_() for part in (value, offsets, weights)]
