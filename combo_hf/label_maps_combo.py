@@ -45,6 +45,35 @@ class FrameMaps(NamedTuple):
     scores: torch.Tensor
 
 
+class FrameLabels(NamedTuple):
+    """What the pipeline needs of a frame.
+
+    Attributes:
+        labels (`torch.Tensor` of shape `(H, W)`): uint8 or int32.
+        areas, sums (`torch.DoubleTensor` of shape `(K,)`): pixels of each class, and the sum of their shares.
+        maps: further ones by name; they stay on the device.
+    """
+
+    labels: torch.Tensor
+    areas: torch.Tensor
+    sums: torch.Tensor
+    maps: dict[str, torch.Tensor]
+
+
+def fetch_frames(flag: torch.Tensor, frames: Sequence[FrameLabels]) -> tuple[bool, list[FrameLabels]]:
+    """A () bool, and frames, on the CPU; in one transfer, so that a GPU is waited for once."""
+    numbers = [values for frame in frames for values in (frame.areas, frame.sums)]
+    tensors = [*numbers, *(frame.labels for frame in frames), flag]  # the widest first, for their alignment
+    raw = torch.cat([values.contiguous().flatten().view(torch.uint8) for values in tensors]).cpu()
+    parts = [
+        part.clone().view(values.dtype).view(values.shape)
+        for part, values in zip(raw.split([values.nbytes for values in tensors]), tensors, strict=True)
+    ]
+    counted, labels, last = parts[: len(numbers)], parts[len(numbers) : -1], parts[-1]
+    whole = zip(frames, labels, counted[::2], counted[1::2], strict=True)
+    return bool(last), [FrameLabels(label_map, areas, sums, frame.maps) for frame, label_map, areas, sums in whole]
+
+
 def segment(
     class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Size, enlarge_scores: bool = False
 ) -> FrameMaps:
@@ -143,7 +172,11 @@ def highest_class(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch
 
 
 def check_outputs(
-    classes: torch.Tensor, masks: torch.Tensor, counts: list[int], target_sizes: Sequence[Size | None] | None
+    classes: torch.Tensor,
+    masks: torch.Tensor,
+    counts: list[int],
+    target_sizes: Sequence[Size | None] | None,
+    finite: bool | None = None,
 ) -> list[Size]:
     """The size of every clip's label maps, after checking that everything fits.
 
@@ -152,6 +185,7 @@ def check_outputs(
         masks: `masks_queries_logits` (F, Q, h, w).
         counts: frames of each clip, F in sum.
         target_sizes: a size for each clip; `None`: that of the network's input.
+        finite: whether the logits are known to be finite numbers; `None`: look, for which a GPU is waited for.
 
     Raises:
         ValueError: shapes or numbers that do not fit each other, or logits that are not finite.
@@ -167,7 +201,7 @@ def check_outputs(
             "outputs: wanted class_queries_logits (F, Q, K + 1) and masks_queries_logits (F, Q, h, w), got "
             f"{getattr(classes, 'shape', classes)} and {getattr(masks, 'shape', masks)}."
         )
-    if not (torch.isfinite(classes).all() and torch.isfinite(masks).all()):
+    if not (are_finite(classes, masks) if finite is None else finite):
         raise ValueError("outputs: the logits hold NaN or infinite numbers; the weights or the inputs are damaged.")
     if sum(counts) != masks.shape[0] or min(counts, default=0) < 1:
         raise ValueError(f"num_frames: wanted counts that add up to {masks.shape[0]} frames, got {counts}.")
@@ -185,6 +219,11 @@ def check_outputs(
     if any(len(size) != 2 or min(size) < 1 for size in sizes):
         raise ValueError(f"target_sizes: wanted (height, width) in pixels, got {target_sizes}.")
     return [(height, width) for height, width in sizes]
+
+
+def are_finite(*logits: torch.Tensor) -> torch.Tensor:
+    """Whether no number is NaN or infinite: () bool, on the device."""
+    return torch.stack([values.isfinite().all() for values in logits]).all()
 
 
 def contenders(scores: torch.Tensor) -> torch.Tensor:
@@ -216,7 +255,10 @@ def enlarge(maps: torch.Tensor, size: Size) -> torch.Tensor:
 
 def _by_maps(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
     """[`highest_class`] by enlarging all maps of classes that may win somewhere, a few at a time."""
-    first, *others = contenders(scores).split(CLASSES_AT_ONCE)
+    # to find out which they are a GPU would have to be waited for
+    cpu = scores.device.type == "cpu"
+    chosen_ones = contenders(scores) if cpu else torch.arange(len(scores), device=scores.device)
+    first, *others = chosen_ones.split(CLASSES_AT_ONCE)
     best, indices = enlarge(scores[first], size).max(0)
     labels = first[indices]
     for chosen in others:

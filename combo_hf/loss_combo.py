@@ -19,6 +19,7 @@ import torch.nn.functional as nnf
 from torch import nn
 
 from .configuration_combo import ComboConfig
+from .modeling_combo_kernels import constant, upload
 
 
 # the terms of all layers: loss_mask_3, ...; loss_pixel is none of a layer, and only there with a `pixel_weight`
@@ -83,10 +84,10 @@ class ComboLoss(nn.Module):
         """
         config = self.config
         if divisors is None:
-            divisors = self._own_divisors(class_labels, num_frames, label_frames.device)
+            divisors = self._own_divisors(class_labels, num_frames, predictions[0][0].device)
         classes, masks = [logits for logits, _ in predictions], [logits for _, logits in predictions]
         if len(mask_labels) < len(label_frames):
-            annotated = label_frames.nonzero()[:, 0]  # once: a GPU is waited for
+            annotated = upload(label_frames.nonzero()[:, 0], classes[0].device)
             classes = [logits.index_select(0, annotated) for logits in classes]  # L x (A, Q, K + 1)
             masks = [logits.index_select(0, annotated) for logits in masks]
             pixel_logits = None if pixel_logits is None else pixel_logits.index_select(0, annotated)
@@ -102,7 +103,8 @@ class ComboLoss(nn.Module):
             losses[f"loss_mask{suffix}"] = config.mask_weight * mask_sums[layer] / divisors["loss_mask"]
             losses[f"loss_dice{suffix}"] = config.dice_weight * dice_sums[layer] / divisors["loss_dice"]
         if config.consistency_weight:
-            pairs = neighbours(num_frames, config.consistency_window)
+            pairs = torch.tensor(neighbours(num_frames, config.consistency_window), dtype=torch.long)
+            pairs = upload(pairs, classes[0].device)
             for layer in range(last):
                 distances = frame_distances(predictions[layer][1], pairs, config.adaptive_consistency)
                 losses[f"loss_consistency_{layer}"] = (
@@ -171,9 +173,9 @@ class ComboLoss(nn.Module):
         if not sum(counts):
             return Matches(*torch.empty(3, len(masks), 0, dtype=torch.long, device=device))
         places = [(frame, place) for frame, count in enumerate(counts) for place in range(count)]
-        place = torch.tensor(places, device=device).unbind(1)  # of every target in the tables of all frames
+        place = upload(torch.tensor(places), device).unbind(1)  # of every target in the tables of all frames
         labels = torch.zeros(len(counts), max(counts), dtype=torch.long, device=device)
-        labels[place] = torch.cat(class_labels).to(labels)
+        labels[place] = upload(torch.cat(class_labels), device).to(labels)
         targets = torch.zeros(*labels.shape, *mask_labels[0].shape[-2:], device=device)
         targets[place] = torch.cat(mask_labels).to(targets)
         with torch.autocast(device.type, enabled=False):  # differences of large sums: 8 bits are too few
@@ -188,7 +190,7 @@ class ComboLoss(nn.Module):
                 found.append(np.stack([np.full_like(queries, frame), queries, first + order]))
                 first += count
             pairs.append(np.concatenate(found, axis=1))  # (3, R)
-        return Matches(*torch.from_numpy(np.stack(pairs, axis=1)).to(device))
+        return Matches(*upload(torch.from_numpy(np.stack(pairs, axis=1)), device))
 
     def _costs(
         self, logits: torch.Tensor, maps: torch.Tensor, targets: torch.Tensor, labels: torch.Tensor
@@ -215,7 +217,9 @@ class ComboLoss(nn.Module):
         layers, no_object = len(logits), logits.shape[-1] - 1
         target = torch.full(logits.shape[:3], no_object, dtype=torch.long, device=logits.device)
         layer = torch.arange(layers, device=logits.device)[:, None]
-        target[layer, matches.frames, matches.queries] = torch.cat(class_labels).to(target)[matches.targets]
+        target[layer, matches.frames, matches.queries] = upload(torch.cat(class_labels), target.device).to(target)[
+            matches.targets
+        ]
         weights = torch.ones(no_object + 1, device=logits.device)
         weights[no_object] = self.config.no_object_weight
         entropy = nnf.cross_entropy(logits.float().flatten(0, 2), target.flatten(), weights, reduction="none")
@@ -263,7 +267,7 @@ def neighbours(num_frames: Sequence[int], window: int | None) -> list[int]:
     return first
 
 
-def frame_distances(masks: torch.Tensor, first: list[int], adaptive: bool) -> torch.Tensor:
+def frame_distances(masks: torch.Tensor, first: list[int] | torch.Tensor, adaptive: bool) -> torch.Tensor:
     """d exp(-d) of each pair of frames, d = 1 - cos of all Q mask logits of the two frames (L_ada): (pairs,).
 
     Args:
@@ -272,9 +276,9 @@ def frame_distances(masks: torch.Tensor, first: list[int], adaptive: bool) -> to
         adaptive: False gives the plain d.
     """
     flat = masks.float().flatten(1)  # (F, Q * h * w)
-    if not first:
+    if not len(first):
         return flat.sum()[None] * 0
-    index = torch.tensor(first, device=masks.device)
+    index = first if torch.is_tensor(first) else torch.tensor(first, device=masks.device)
     power = flat.square().sum(1) + 1e-12  # (F,); a flat mask of zeros has no direction, but must have a gradient
     # plain sums, because they add in a tree; the norms inside nnf.cosine_similarity do not and move 1 - cos by 1e-5
     product = (flat[:-1] * flat[1:]).sum(1)[index]
@@ -299,7 +303,7 @@ def pixel_sum(
     target = torch.full((len(logits), *size), ignored, dtype=torch.long, device=logits.device)
     for frame, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
         for mask, index in zip(masks, classes, strict=True):
-            target[frame][mask > 0.5] = index
+            target[frame].masked_fill_(mask > 0.5, index)
     enlarged = nnf.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
     entropy = nnf.cross_entropy(enlarged, target, ignore_index=ignored, reduction="none").flatten(1)  # (A, H * W)
     return (entropy.sum(1) / (target != ignored).flatten(1).sum(1).clamp(min=1)).sum()
@@ -329,7 +333,7 @@ def blocked_sums(maps: torch.Tensor, points: torch.Tensor, wanted: torch.Tensor)
     around the map.
     """
     frames, queries, height, width = maps.shape
-    size = maps.new_tensor([width, height])
+    size = constant((width, height), maps)
     place = points.to(maps) * size + 0.5  # in the map with its frame of zeros
     first = place.floor().clamp_(min=0).minimum(size)
     right, below = (place - first).unbind(-1)

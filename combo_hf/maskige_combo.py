@@ -67,14 +67,14 @@ def paint_maskige(masks: Any, size: tuple[int, int] = (224, 224)) -> np.ndarray:
     height, width = sides
     masks = check_masks(masks)
     # "nearest" picks pixels, so that it is enough to paint those
-    rows, columns = _nearest(masks.shape[1], height), _nearest(masks.shape[2], width)
+    rows, columns = nearest_pixels(masks.shape[1], height), nearest_pixels(masks.shape[2], width)
     pixels = (rows[:, None] * masks.shape[2] + columns).ravel()
     order = by_area(masks)
     index = paint_numbers(masks, order, np.arange(1, len(order) + 1), pixels)
     return PALETTE[index].reshape(height, width, 3)
 
 
-def _nearest(length: int, wanted: int) -> np.ndarray:
+def nearest_pixels(length: int, wanted: int) -> np.ndarray:
     """The pixels of a row of `length` that Pillow takes where it resizes by "nearest" to `wanted`: int (wanted,)."""
     ramp = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     return np.asarray(ramp.resize((wanted, 1), Image.Resampling.NEAREST))[0].astype(np.intp)

@@ -311,9 +311,11 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
         Raises:
             ValueError: inputs or labels that do not fit together.
         """
-        targets = None
+        targets: list[Any] | None = None
         if mask_labels is not None:
-            targets = check_labels(self.config, pixel_values, mask_labels, class_labels, label_frames)
+            *targets, num_frames = check_labels(
+                self.config, pixel_values, mask_labels, class_labels, label_frames, num_frames
+            )
         all_layers = output_auxiliary_logits or targets is not None
         out = self.model(pixel_values, maskige_values, input_features, num_frames, all_layers, return_dict=True)
         values = dict(out.items())

@@ -73,8 +73,8 @@ class ComboAttention(nn.Module):
         if self.config._attn_implementation != "eager":
             attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         mask = None if visible is None else visible[:, None]  # (F, 1, Q, S)
-        query_key_value = ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
-        out, _ = attend(self, *(split(linear(*pair)) for pair in query_key_value), mask, is_causal=False)
+        queries, keys = split(linear(self.q_proj, query)), split(linear(self.k_proj, key))
+        out, _ = attend(self, queries, keys, split(linear(self.v_proj, value)), mask, is_causal=False)
         return linear(self.out_proj, out.reshape(query.shape))
 
 

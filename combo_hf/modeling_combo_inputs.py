@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from .configuration_combo import ComboConfig
+from .modeling_combo_kernels import on_cpu
 
 
 SHOWN_WEIGHTS = 3  # of each kind, in an error
@@ -71,33 +72,44 @@ def check_labels(
     mask_labels: list[torch.Tensor],
     class_labels: list[torch.Tensor] | None,
     label_frames: torch.Tensor | None,
-) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
-    """Raise `ValueError` where labels do not fit the frames; returns masks, classes and `label_frames` (F,) bool."""
+    num_frames: torch.Tensor | list[int] | None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, torch.Tensor | list[int] | None]:
+    """Raise `ValueError` where labels do not fit the frames; returns masks, classes, `label_frames` (F,) bool, and
+    `num_frames`. All but the masks are on the CPU from here on, so that a GPU is waited for once."""
     frames = len(pixel_values)
     if not all(isinstance(labels, (list, tuple)) and all(map(torch.is_tensor, labels))
                for labels in (mask_labels, [] if class_labels is None else class_labels)):  # fmt: skip
         raise ValueError("mask_labels and class_labels: wanted lists of tensors, one per annotated frame.")
     if label_frames is None:
-        label_frames = torch.ones(frames, dtype=torch.bool, device=pixel_values.device)
+        label_frames = torch.ones(frames, dtype=torch.bool)
     if not torch.is_tensor(label_frames) or tuple(label_frames.shape) != (frames,) or label_frames.dtype != torch.bool:
         raise ValueError(
             f"label_frames must be bool ({frames},), got {getattr(label_frames, 'dtype', type(label_frames))} "
             f"{tuple(getattr(label_frames, 'shape', ()))}."
         )
+    whole = [] if class_labels is None else [ids for ids in class_labels if _is_whole(ids)]
+    counts = [num_frames] if isinstance(num_frames, torch.Tensor) and _is_whole(num_frames) else []
+    label_frames, *whole = on_cpu([label_frames, *whole, *counts])
+    num_frames = whole.pop() if counts else num_frames
     count = int(label_frames.sum())
     if not count:
         raise ValueError("label_frames: no frame is annotated, so that there is no loss; leave the labels out.")
     if class_labels is None or not len(mask_labels) == len(class_labels) == count:
         got = (len(mask_labels), None if class_labels is None else len(class_labels))
         raise ValueError(f"mask_labels and class_labels need one entry per annotated frame: {count}; got {got}.")
-    _check_targets(mask_labels, class_labels, config.num_labels)
-    return mask_labels, class_labels, label_frames
+    _check_targets(mask_labels, class_labels, config.num_labels, whole)
+    return mask_labels, whole, label_frames, num_frames
 
 
-def _check_targets(mask_labels: list[torch.Tensor], class_labels: list[torch.Tensor], num_labels: int) -> None:
+def _is_whole(values: torch.Tensor) -> bool:
+    return values.ndim == 1 and not values.is_floating_point() and not values.is_complex()
+
+
+def _check_targets(
+    mask_labels: list[torch.Tensor], class_labels: list[torch.Tensor], num_labels: int, ids: list[torch.Tensor]
+) -> None:
     for index, (masks, classes) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        whole = classes.ndim == 1 and not classes.is_floating_point() and not classes.is_complex()
-        if not whole or masks.is_complex():
+        if not _is_whole(classes) or masks.is_complex():
             raise ValueError(
                 f"annotated frame {index}: wanted class ids (C,) and masks, got {classes.dtype}, {masks.dtype}."
             )
@@ -105,8 +117,8 @@ def _check_targets(mask_labels: list[torch.Tensor], class_labels: list[torch.Ten
             raise ValueError(f"annotated frame {index}: masks {tuple(masks.shape)} and {len(classes)} classes differ.")
         if masks.shape[1:] != mask_labels[0].shape[1:]:
             raise ValueError(f"annotated frame {index}: masks {tuple(masks.shape)}, of another size than the first.")
-    ids = torch.cat(class_labels)
-    lowest, highest = torch.stack(ids.aminmax()).tolist() if len(ids) else (0, 0)  # a GPU is waited for once
+    joined = torch.cat(ids)
+    lowest, highest = torch.stack(joined.aminmax()).tolist() if len(joined) else (0, 0)
     if lowest < 0 or highest >= num_labels:
         raise ValueError(f"class_labels: classes must be in 0..{num_labels - 1}, got {lowest} to {highest}.")
 

@@ -12,6 +12,7 @@ heads, L levels, P points.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -58,6 +59,20 @@ def _kept_constant(values: tuple[Any, ...], dtype: torch.dtype, device: torch.de
         return torch.tensor(values, dtype=dtype, device=device)
 
 
+def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values on a device; a GPU takes them from pinned memory, so that it is not waited for."""
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def on_cpu(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Small tensors of whole numbers on the CPU, in one transfer: a GPU is waited for once."""
+    flat = torch.cat([tensor.flatten().long() for tensor in values]).cpu()
+    parts = flat.split([tensor.numel() for tensor in values])
+    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, values, strict=True)]
+
+
 def onednn_applies(values: torch.Tensor) -> bool:
     """Whether oneDNN's operators, which are private ones of torch, may be called with these values: plain float32 on a
     processor."""
@@ -66,7 +81,7 @@ def onednn_applies(values: torch.Tensor) -> bool:
         and values.device.type == "cpu"
         and values.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.is_autocast_enabled("cpu")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
@@ -88,7 +103,9 @@ def linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
     if not is_plain(layer, nn.Linear) or layer.weight.dtype != states.dtype:
         return layer(states)
     weight, bias = cast(nn.Linear, layer).weight, cast(nn.Linear, layer).bias
-    return (OneDnnProduct.apply if torch.is_grad_enabled() else onednn_product)(states, weight, bias)
+    if torch.is_grad_enabled():
+        return cast(torch.Tensor, OneDnnProduct.apply(states, weight, bias))  # type: ignore[no-untyped-call]
+    return onednn_product(states, weight, bias)
 
 
 def onednn_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import ChunkPipeline
 
-from .label_maps_combo import check_outputs, enlarge, segment
+from .label_maps_combo import FrameLabels, are_finite, check_outputs, enlarge, fetch_frames, segment
 from .modeling_combo import ComboForAudioVisualSegmentation
 from .pipeline_combo_inputs import (
     WANTED,
@@ -252,39 +252,36 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
     ) -> dict[str, Any]:
         """Run the network and reduce its output at once to label maps and scores of every frame."""
         inputs = {
-            name: values.to(self.model.dtype) if values.is_floating_point() else values
+            name: values.to(self.model.dtype) if torch.is_tensor(values) and values.is_floating_point() else values
             for name, values in batch["inputs"].items()
         }
         outputs = self.model(**inputs)
         classes, masks = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
-        check_outputs(classes, masks, [len(window.frames) for window in batch["windows"]], None)
-        windows, first = [], 0
+        counts = [len(window.frames) for window in batch["windows"]]
+        check_outputs(classes, masks, counts, None, finite=True)  # of which more below
+        rows = [
+            (sum(counts[:number]) + row, picture)
+            for number, window in enumerate(batch["windows"])
+            for row, picture in zip(window.packed_rows(), window.frames, strict=True)
+        ]
+        found = [self._label(classes[row], masks[row], picture.size, threshold, return_maps) for row, picture in rows]
+        finite, frames = fetch_frames(are_finite(classes, masks), found)
+        check_outputs(classes, masks, counts, None, finite)
+        entries, windows = iter(zip(rows, frames, strict=True)), []
         for window in batch["windows"]:
-            frames = []
-            for row, picture, time in zip(window.packed_rows(), window.frames, window.times, strict=True):
-                row += first
-                entry = self._segment(
-                    classes[row], masks[row], picture.size, class_ids, threshold, min_area, return_maps
-                )
-                entry = {"timestamp": float(time), **entry}
+            results = []
+            for time, ((row, picture), frame) in zip(window.times, entries, strict=False):
+                entry = {"timestamp": float(time), **self._segments(frame, class_ids, min_area)}
                 if return_maps:
                     entry |= {"image": picture, "maskige": self._maskige(batch["inputs"].get("maskige_values"), row)}
-                frames.append(entry)
-            first += len(window.frames)
-            windows.append(_facts(window, frames, return_maps))
+                results.append(entry)
+            windows.append(_facts(window, results, return_maps))
         return {"windows": windows}
 
-    def _segment(
-        self,
-        classes: torch.Tensor,
-        masks: torch.Tensor,
-        size: tuple[int, int],
-        class_ids: frozenset[int] | None,
-        threshold: float,
-        min_area: int,
-        return_maps: bool,
-    ) -> dict[str, Any]:
-        """Label map and segments of one frame at source size (W, H), and on request its maps.
+    def _label(
+        self, classes: torch.Tensor, masks: torch.Tensor, size: tuple[int, int], threshold: float, return_maps: bool
+    ) -> FrameLabels:
+        """Label map of one frame at source size (W, H), and on request its maps; on the device.
 
         classes: class logits (Q, K + 1); masks: mask logits (Q, h, w).
         """
@@ -293,25 +290,37 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         labels, best, scores = segment(classes, masks, target)  # (H, W), (H, W), (K, h, w)
         total = enlarge(scores.sum(0, keepdim=True), target)[0].clamp_min(1e-8)
         shares = best / total
+        if threshold:
+            labels = labels.masked_fill(shares < threshold, 0)
+        precise = torch.float32 if labels.device.type == "mps" else torch.float64
+        where, nothing = labels.flatten(), torch.zeros(len(scores), dtype=precise, device=labels.device)
+        areas = nothing.scatter_add(0, where, torch.ones((), dtype=precise, device=labels.device).expand_as(where))
+        sums = nothing.scatter_add(0, where, shares.flatten().to(precise))
+        maps = {}
+        if return_maps:
+            maps["heat_map"] = (1 - enlarge(scores[:1], target)[0] / total).clamp(0, 1)
+            maps["scores"] = scores / scores.sum(0, keepdim=True).clamp_min(1e-8)
         dtype = torch.uint8 if self.model.config.num_labels <= 256 else torch.int32
-        labels = labels.to(dtype).masked_fill(shares < threshold, 0)
-        segments = []
-        for index, area in enumerate(torch.bincount(labels.flatten()).tolist()):
-            if index == 0 or area == 0:
+        return FrameLabels(labels.to(dtype), areas, sums, maps)
+
+    def _segments(self, frame: FrameLabels, class_ids: frozenset[int] | None, min_area: int) -> dict[str, Any]:
+        """Segments of a frame whose numbers are on the CPU, and its label map with these alone."""
+        labels = frame.labels.numpy()
+        segments: list[dict[str, Any]] = []
+        for index in frame.areas.nonzero()[:, 0].tolist():
+            area = float(frame.areas[index])
+            if index == 0:
                 continue
             region = labels == index
             if area < min_area or (class_ids is not None and index not in class_ids):
-                labels = labels.masked_fill(region, 0)
+                labels[region] = 0
                 continue
-            share = (shares * region).sum().item() / area
-            mask = Image.fromarray(region.to(torch.uint8).mul(255).cpu().numpy())
-            segments.append({"label": self.model.config.id2label[index], "score": share, "mask": mask})
+            mask = Image.fromarray(region.view(np.uint8) * np.uint8(255))
+            score = float(frame.sums[index]) / area
+            segments.append({"label": self.model.config.id2label[index], "score": score, "mask": mask})
         segments.sort(key=lambda segment: -segment["score"])
-        frame: dict[str, Any] = {"segments": segments, "label_map": labels.cpu().numpy()}
-        if return_maps:
-            frame["heat_map"] = (1 - enlarge(scores[:1], target)[0] / total).clamp(0, 1).cpu().numpy()
-            frame["scores"] = (scores / scores.sum(0, keepdim=True).clamp_min(1e-8)).cpu().numpy()
-        return frame
+        maps = {name: values.cpu().numpy() for name, values in frame.maps.items()}
+        return {"segments": segments, "label_map": labels, **maps}
 
     def _maskige(self, values: torch.Tensor | None, row: int) -> Image.Image | None:
         if values is None:

@@ -115,9 +115,10 @@ class PreparedWindows(IterableDataset):
 
 def pack_windows(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Windows -> one batch, packed along F; nothing is padded."""
-    names = items[0]["inputs"]
+    inputs: dict[str, Any] = {name: torch.cat([item["inputs"][name] for item in items]) for name in items[0]["inputs"]}
+    inputs["num_frames"] = inputs["num_frames"].tolist()  # from a GPU it would have to be fetched
     return {
-        "inputs": {name: torch.cat([item["inputs"][name] for item in items]) for name in names},
+        "inputs": inputs,
         "windows": [item["window"] for item in items],
     }
 

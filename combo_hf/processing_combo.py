@@ -240,6 +240,8 @@ class ComboProcessor(ProcessorMixin):
         return [self._propose(generator, image, size) for clip in clips for image in clip]
 
     def _propose(self, generator: Any, image: Any, size: tuple[int, int]) -> np.ndarray:
+        if "maskige" in vars(type(generator)):  # not one that a class with other masks has inherited
+            return generator.maskige(to_rgb(image, "frames"), size)
         proposals = generator([to_rgb(image, "frames")])
         if len(proposals) != 1:
             raise ValueError(f"proposal_generator: wanted masks for 1 frame, got a list of {len(proposals)}.")

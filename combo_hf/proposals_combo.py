@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from .maskige_combo import PALETTE, nearest_pixels
+
 
 MAX_PARAMETER = 100_000
 MAX_SEGMENTS = 255  # as many as a Maskige shows; a boolean mask of a 1080p frame takes 2 MB
@@ -21,7 +23,8 @@ MAX_SEGMENTS = 255  # as many as a Maskige shows; a boolean mask of a 1080p fram
 class ProposalGenerator(Protocol):
     """Anything that maps frames to class-agnostic masks.
 
-    A generator may have `to_dict()` -> JSON-able dict with its `"name"`, so that a processor can save and restore it.
+    A generator may have `to_dict()` -> JSON-able dict with its `"name"`, so that a processor can save and restore it,
+    and `maskige(frame, (height, width))`, the picture painted of its masks, if it can do without the masks.
     """
 
     def __call__(self, frames: list[Image.Image]) -> list[np.ndarray]:
@@ -81,11 +84,31 @@ class SuperpixelProposals:
             "min_fraction": self.min_fraction,
         }
 
-    def _masks(self, frame: Image.Image) -> np.ndarray:
+    def maskige(self, frame: Image.Image, size: tuple[int, int]) -> np.ndarray:
+        """As [`paint_maskige`] paints the masks of an RGB frame, without making them: (height, width, 3) uint8."""
         labels = self._labels(frame)
+        kept = self._kept(labels)
+        rows, columns = (
+            nearest_pixels(*sides) for sides in zip(labels.shape, (frame.height, frame.width), strict=True)
+        )
+        times = np.outer(np.bincount(rows, minlength=len(labels)), np.bincount(columns, minlength=labels.shape[1]))
+        areas = np.bincount(labels.ravel(), times.ravel(), minlength=labels.max() + 1)[kept]  # in the frame
+        order = np.argsort(areas, kind="stable")
+        order = order[areas[order] > 0]
+        numbers = np.zeros(labels.max() + 1, np.uint8)
+        numbers[kept[order]] = np.arange(1, len(order) + 1)
+        rows, columns = rows[nearest_pixels(frame.height, size[0])], columns[nearest_pixels(frame.width, size[1])]
+        return PALETTE[numbers[labels[rows[:, None], columns]]]
+
+    def _kept(self, labels: np.ndarray) -> np.ndarray:
+        """Numbers of the segments that count, the largest first."""
         areas = np.bincount(labels.ravel())
         order = np.argsort(-areas, kind="stable")
-        kept = order[areas[order] >= max(1, self.min_fraction * labels.size)][:MAX_SEGMENTS]
+        return order[areas[order] >= max(1, self.min_fraction * labels.size)][:MAX_SEGMENTS]
+
+    def _masks(self, frame: Image.Image) -> np.ndarray:
+        labels = self._labels(frame)
+        kept = self._kept(labels)
         enlarged = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(frame.size, Image.Resampling.NEAREST))
         masks = enlarged[None] == kept[:, None, None]
         return masks[masks.any(axis=(1, 2))]  # a segment may fall between the rows of an even smaller frame

@@ -29,20 +29,36 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Write the network as an ONNX file or a torch.export program, for a fixed number of frames per clip."""
-    from combo_hf import ComboForAudioVisualSegmentation, resolve_model
+    """Write the network as an ONNX file or a torch.export program, for a fixed number of frames per clip or any."""
+    from combo_hf import ASSETS, ComboForAudioVisualSegmentation, ComboProcessor, resolve_model
+    from combo_hf.commands.segment import DEMO_CLIP
     from combo_hf.conversion.exporting import SUFFIXES, export_onnx, save_program
+    from combo_hf.conversion.quantizing import export_int8
 
     if arguments.output.suffix not in SUFFIXES:
         raise InputError(
             f"{arguments.output.name}: the file must end in {' (ONNX) or '.join(SUFFIXES)} (torch.export)"
         )
+    if arguments.int8 and (arguments.output.suffix != SUFFIXES[0] or arguments.any_frames):
+        raise InputError("--int8 writes ONNX files (.onnx) for a fixed number of frames: leave --any-frames out")
+    if arguments.calibrate and not arguments.int8:
+        raise InputError("--calibrate: only together with --int8")
     with named(arguments.model, loading=True):
         model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(arguments.model))
-    if arguments.output.suffix == SUFFIXES[0]:
-        differences = export_onnx(model, arguments.output, arguments.frames)
-    else:
-        differences = save_program(model, arguments.output, arguments.frames)
+        processor = ComboProcessor.from_pretrained(resolve_model(arguments.model)) if arguments.int8 else None
+    if processor is not None:
+        videos = arguments.calibrate or [ASSETS / DEMO_CLIP]
+        with named(arguments.output.name):
+            found = export_int8(model, processor, arguments.output, videos, arguments.frames)
+        print(
+            f"against float32, on {found.windows} windows: {100 * found.equal_labels:.2f} % of the pixels have the "
+            f"same class, masks differ by {found.masks:.1e} of their largest magnitude\n"
+            f"CPU time of a clip, one thread: {found.seconds:.3f} s (float32: {found.float_seconds:.3f} s)\n"
+            f"size: {found.bytes:,} bytes (float32: {found.float_bytes:,})\nwritten to {arguments.output}"
+        )
+        return
+    write = export_onnx if arguments.output.suffix == SUFFIXES[0] else save_program
+    differences = write(model, arguments.output, arguments.frames, arguments.any_frames)
     for name, difference in differences.items():
         print(f"{name}: differs from PyTorch by {difference:.1e} of its largest magnitude")
     print(f"written to {arguments.output}")
@@ -108,6 +124,14 @@ def register(commands: Any) -> None:
     command.add_argument("model", help="folder or Hub id")
     command.add_argument("--output", type=Path, required=True, help="file.onnx (ONNX) or file.pt2 (torch.export)")
     command.add_argument("--frames", type=positive, help="frames per clip, default the model's")
+    command.add_argument("--any-frames", action="store_true", help="clips may have 1 to 1000 frames")
+    command.add_argument(
+        "--int8", action="store_true", help="8-bit products for processors (ONNX); accuracy and speed are told"
+    )
+    command.add_argument(
+        "--calibrate", nargs="+", metavar="VIDEO",
+        help="with --int8: videos that show what activations are like, default the demo clip"
+    )  # fmt: skip
 
     example = f"{PROGRAM} push runs/demo/best me/combo-demo --private --dry-run"
     command = add_command(commands, "push", push, "publish a checkpoint on the Hub", example)

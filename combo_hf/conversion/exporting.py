@@ -1,7 +1,8 @@
-"""The network as a graph for a fixed number of frames: `torch.export` programs and ONNX files.
+"""The network as a graph: `torch.export` programs and ONNX files.
 
-What is exported is one clip of T frames without labels: frames, Maskiges and log-mel in, class and mask logits out.
-Reading videos, Maskiges, log-mel and the label maps out of the logits stay in Python ([`ComboProcessor`]).
+What is exported is one clip of T frames, of a fixed number or any, without labels: frames, Maskiges and log-mel in,
+class and mask logits out. Reading videos, Maskiges, log-mel and the label maps out of the logits stay in Python
+([`ComboProcessor`]).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 INPUTS = ("pixel_values", "maskige_values", "input_features")
 OUTPUTS = ("class_queries_logits", "masks_queries_logits")
 SUFFIXES = (".onnx", ".pt2")
+MOST_FRAMES = 1000
 OPSET = 18  # bilinear Resize, GridSample and LayerNormalization as one operator each
 TOLERANCE = 1e-4  # of the largest magnitude of an output
 
@@ -40,7 +43,7 @@ class ClipNetwork(nn.Module):
     def forward(self, pixel_values: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Args: pixel_values, and maskige_values if used, (T, 3, H, W); input_features (T, 1, 96, 64)."""
         maskige_values, input_features = rest if self.use_maskige else (None, rest[0])
-        out = self.model(pixel_values, maskige_values, input_features, [pixel_values.shape[0]])
+        out = self.model(pixel_values, maskige_values, input_features)
         return out.class_queries_logits, out.masks_queries_logits
 
 
@@ -56,25 +59,31 @@ def example_inputs(config: ComboConfig, num_frames: int, seed: int = 0) -> dict[
 
 
 def export_program(
-    model: ComboForAudioVisualSegmentation, num_frames: int | None = None
+    model: ComboForAudioVisualSegmentation, num_frames: int | None = None, any_frames: bool = False
 ) -> torch.export.ExportedProgram:
     """`torch.export` of the network for clips of `num_frames` frames.
 
     Args:
         model: [`ComboForAudioVisualSegmentation`], float32.
         num_frames: T; default the model's `config.num_frames`.
+        any_frames: the graph takes clips of 1 to 1000 frames; `num_frames` is only what it is traced with.
 
     Raises:
         ValueError: fewer than one frame.
     """
     model = model.eval().cpu()
-    inputs = example_inputs(model.config, num_frames or model.config.num_frames)
-    with torch.no_grad(), _quiet():
-        return torch.export.export(ClipNetwork(model), tuple(inputs.values()))
+    frames = num_frames or model.config.num_frames
+    inputs = tuple(example_inputs(model.config, max(2, frames) if any_frames else frames).values())
+    shapes: Any = None
+    if any_frames:
+        shape = {0: torch.export.Dim("frames", min=1, max=MOST_FRAMES)}
+        shapes = (shape, (shape,) * (len(inputs) - 1))  # the second: *rest
+    with torch.no_grad(), quiet():
+        return torch.export.export(ClipNetwork(model), inputs, dynamic_shapes=shapes)
 
 
 def save_program(
-    model: ComboForAudioVisualSegmentation, path: str | Path, num_frames: int | None = None
+    model: ComboForAudioVisualSegmentation, path: str | Path, num_frames: int | None = None, any_frames: bool = False
 ) -> dict[str, float]:
     """Write a `torch.export` program (`torch.export.load` reads it), compared as [`export_onnx`] does it.
 
@@ -87,29 +96,39 @@ def save_program(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = num_frames or model.config.num_frames
-    program = export_program(model, frames)
+    program = export_program(model, frames, any_frames)
     with replacing(path) as file:
-        with _quiet():
+        with quiet():
             # Not to the file itself: where the disk is full, torch's own writer ends the process (torch 2.14).
             torch.export.save(program, content := io.BytesIO())
             file.write_bytes(content.getbuffer())
             loaded = torch.export.load(file).module()
-        inputs = example_inputs(model.config, frames, seed=1)
-        with torch.no_grad():
-            differences = _differences(loaded(*inputs.values()), ClipNetwork(model)(*inputs.values()))
+        differences = _largest(partial(_compare_program, model, loaded), frames, any_frames)
         _check_differences(differences)
     return differences
 
 
+def _compare_program(model: ComboForAudioVisualSegmentation, loaded: Any, num_frames: int) -> dict[str, float]:
+    inputs = example_inputs(model.config, num_frames, seed=1)
+    with torch.no_grad():
+        return _differences(loaded(*inputs.values()), ClipNetwork(model)(*inputs.values()))
+
+
+def _largest(compare: Callable[[int], dict[str, float]], num_frames: int, any_frames: bool) -> dict[str, float]:
+    """Differences with clips of `num_frames`, and where any number will do, also of one frame and of one more."""
+    found = [compare(number) for number in ((1, num_frames, num_frames + 1) if any_frames else (num_frames,))]
+    return {name: max(differences[name] for differences in found) for name in OUTPUTS}
+
+
 def export_onnx(
-    model: ComboForAudioVisualSegmentation, path: str | Path, num_frames: int | None = None
+    model: ComboForAudioVisualSegmentation, path: str | Path, num_frames: int | None = None, any_frames: bool = False
 ) -> dict[str, float]:
     """Write an ONNX file, and compare it with PyTorch on random inputs before it gets its name.
 
     Args:
         model: [`ComboForAudioVisualSegmentation`], float32.
         path: file to write; weights are inside it.
-        num_frames: T; default the model's `config.num_frames`.
+        num_frames, any_frames: as in [`export_program`]. A file for any number is compared at two numbers.
 
     Returns:
         Largest difference of each output, relative to its largest magnitude.
@@ -119,20 +138,20 @@ def export_onnx(
         RuntimeError: the file does not compute what PyTorch computes (difference above 1e-4); nothing is left.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        _require(package)
+        require(package)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = num_frames or model.config.num_frames
-    program = export_program(model, frames)
+    program = export_program(model, frames, any_frames)
     names = list(example_inputs(model.config, frames))
     with replacing(path) as file:
-        with _quiet():
+        with quiet():
             exported: Any = torch.onnx.export(
                 program, input_names=names, output_names=list(OUTPUTS), opset_version=OPSET, dynamo=True, verbose=False
             )
             assert exported is not None  # it is only where a file is named
             exported.save(file, external_data=False)
-        differences = compare_onnx(model, file, frames)
+        differences = _largest(partial(compare_onnx, model, file), frames, any_frames)
         _check_differences(differences)
     return differences
 
@@ -141,15 +160,19 @@ def compare_onnx(
     model: ComboForAudioVisualSegmentation, path: str | Path, num_frames: int, seed: int = 1
 ) -> dict[str, float]:
     """Run file and network on the same random inputs; difference of each output relative to its largest magnitude."""
-    runtime = _require("onnxruntime")
     inputs = example_inputs(model.config, num_frames, seed)
     with torch.no_grad():
         wanted = ClipNetwork(model.eval().cpu())(*inputs.values())
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    got = session.run(list(OUTPUTS), {name: values.numpy() for name, values in inputs.items()})
+    got = onnx_session(path).run(list(OUTPUTS), {name: values.numpy() for name, values in inputs.items()})
     return _differences([torch.from_numpy(values) for values in got], wanted)
+
+
+def onnx_session(path: str | Path, threads: int = 0) -> Any:
+    """An onnxruntime session on the processor; threads: 0 as many as there are cores."""
+    runtime = require("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, threads
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _differences(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> dict[str, float]:
@@ -166,7 +189,8 @@ def _check_differences(differences: dict[str, float]) -> None:
         )
 
 
-def _require(package: str) -> Any:
+def require(package: str) -> Any:
+    """A package of the extra "export"; `ImportError` says how it is installed."""
     import importlib
 
     try:
@@ -176,7 +200,7 @@ def _require(package: str) -> Any:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter prints its steps and logs what it could not simplify."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

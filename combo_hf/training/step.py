@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from combo_hf.loss_combo import LOSS_KINDS, ComboLoss
+from combo_hf.modeling_combo_kernels import on_cpu
 
 
 if TYPE_CHECKING:
@@ -65,22 +66,26 @@ def optimizer_step(
         FloatingPointError: loss or gradient is not finite; names the clips of this process.
     """
     accelerator, model, optimizer = learner.accelerator, learner.model, learner.optimizer
+    batches = facts_on_cpu(batches)
     divisors = shared_divisors(learner.network.criterion, batches, accelerator)
-    terms = torch.zeros(len(LOSS_KINDS), device=accelerator.device)
+    found = []  # of every batch: loss, and terms by kind
     for batch in batches:
         with accelerator.accumulate(model):
             inputs = {name: value for name, value in batch.items() if name != "video_ids"}
             output = model(**inputs, loss_divisors=divisors)
-            by_kind = sum_by_kind(output.loss_dict)  # (kinds,)
-            total, *values = torch.cat([output.loss.detach()[None], by_kind]).tolist()  # waits for the device once
-            check_finite("loss", total, step, batch["video_ids"], values)
-            terms += by_kind / len(batches)
+            found.append(torch.cat([output.loss.detach()[None], sum_by_kind(output.loss_dict)]))
             accelerator.backward(output.loss)
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-    norm = 0.0 if norm is None else float(norm)  # an engine that clips on its own need not tell
+    clipped = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if type(clipped) is not torch.Tensor:  # an engine that clips on its own need not tell
+        clipped = torch.tensor(0.0 if clipped is None else float(clipped))
+    shared = accelerator.reduce(torch.stack(found).mean(0), "mean")
+    rows = torch.stack([*found, shared, clipped.detach().to(shared).expand_as(shared)])
+    *own, (_, *means), (norm, *_) = rows.tolist()  # the device is waited for once
+    for (total, *terms), batch in zip(own, batches, strict=True):
+        check_finite("loss", total, step, batch["video_ids"], terms)
     if accelerator.scaler is None:  # which meets infinite gradients while it looks for its scale
         names = [name for batch in batches for name in batch["video_ids"]]
-        check_finite("gradient", norm, step, names, terms.tolist())
+        check_finite("gradient", norm, step, names, means)
     rate = optimizer.param_groups[0]["lr"]
     optimizer.step()
     if not accelerator.optimizer_step_was_skipped:
@@ -88,9 +93,19 @@ def optimizer_step(
         if learner.average is not None:
             learner.average.update_parameters(learner.network)
     optimizer.zero_grad()
-    means = accelerator.reduce(terms, "mean").tolist()
     named = dict(zip(LOSS_KINDS, means, strict=True))
     return {"loss": math.fsum(means), **named, "gradient_norm": norm, "learning_rate": float(rate)}
+
+
+def facts_on_cpu(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The batches with the small tensors that decide what is done on the CPU, brought there in one transfer."""
+    facts = [(batch["num_frames"], batch["label_frames"], *batch["class_labels"]) for batch in batches]
+    values = iter(on_cpu([tensor for parts in facts for tensor in parts]))
+    return [
+        {**batch, "num_frames": next(values), "label_frames": next(values),
+         "class_labels": [next(values) for _ in batch["class_labels"]]}
+        for batch in batches
+    ]  # fmt: skip
 
 
 def shared_divisors(

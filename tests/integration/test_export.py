@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -29,15 +31,41 @@ def test_onnx_by_command(capsys, demo_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_program(demo_model, tmp_path):
+def test_program_for_any_number_of_frames(demo_model, tmp_path):
     path = tmp_path / "model.pt2"
-    assert max(exporting.save_program(demo_model, path, 2).values()) < 1e-6
-    inputs = exporting.example_inputs(demo_model.config, 2, seed=9)
-    with torch.no_grad():
-        wanted = exporting.ClipNetwork(demo_model)(*inputs.values())
-        got = torch.export.load(path).module()(*inputs.values())
-    for mine, theirs in zip(got, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    assert max(exporting.save_program(demo_model, path, 2, any_frames=True).values()) < 5e-6
+    program = torch.export.load(path).module()
+    for frames in (1, 4):
+        inputs = exporting.example_inputs(demo_model.config, frames, seed=9)
+        with torch.no_grad():
+            wanted = exporting.ClipNetwork(demo_model)(*inputs.values())
+            got = program(*inputs.values())
+        for mine, theirs in zip(got, wanted, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_int8_by_command(capsys, demo_model, tmp_path):
+    """Eight bits cost some accuracy; what the command tells of it is what the file does."""
+    pytest.importorskip("onnxruntime", reason="needs the extra 'export' (onnx, onnxscript, onnxruntime)")
+    path = tmp_path / "int8.onnx"
+    arguments = ["export", str(combo_hf.BUNDLED_MODEL), "--output", str(path), "--frames", "1", "--int8"]
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr().out
+    equal, difference, seconds, size = (
+        float(re.search(pattern, told)[1].replace(",", ""))
+        for pattern in (
+            r"([\d.]+) % of the pixels",
+            r"differ by (\S+) of",
+            r"one thread: (\S+) s",
+            r"size: (\S+) bytes",
+        )
+    )
+    assert 80 < equal <= 100 and 1e-4 < difference < 0.5 and seconds > 0
+    assert size == path.stat().st_size < 0.6 * sum(p.numel() * 4 for p in demo_model.parameters())
+    found = exporting.compare_onnx(demo_model, path, 1)
+    assert set(found) == set(exporting.OUTPUTS)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["int8.onnx"]
 
 
 def test_another_result_is_not_written(demo_model, tmp_path, monkeypatch):
@@ -56,6 +84,9 @@ def test_another_result_is_not_written(demo_model, tmp_path, monkeypatch):
         (["nowhere", "--output", "x.onnx"], "no such folder"),
         ([str(combo_hf.BUNDLED_MODEL), "--output", "x.bin"], "must end in .onnx"),
         ([str(combo_hf.BUNDLED_MODEL), "--output", "x.onnx", "--frames", "0"], "at least 1"),
+        ([str(combo_hf.BUNDLED_MODEL), "--output", "x.pt2", "--int8"], "--int8 writes ONNX files"),
+        ([str(combo_hf.BUNDLED_MODEL), "--output", "x.onnx", "--int8", "--any-frames"], "--int8 writes ONNX files"),
+        ([str(combo_hf.BUNDLED_MODEL), "--output", "x.onnx", "--calibrate", "x.mp4"], "only together with --int8"),
     ],
 )
 def test_refusals(capsys, tmp_path, monkeypatch, arguments, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from combo_hf import ComboFeatureExtractor, ComboImageProcessor, ComboProcessor, paint_maskige
 from combo_hf.proposals_combo import SuperpixelProposals, get_proposal_generator
 
 
@@ -35,6 +36,27 @@ def test_segments_cover_the_frame_once(size):
     assert masks.shape[1:] == (size[1], size[0])
     assert (masks.sum(axis=0) == 1).all()
     assert len(masks) <= 200 and masks.any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("size", [(640, 360), (224, 224), (31, 200), (1, 1), (4000, 3), (300, 517)])
+@pytest.mark.parametrize("options", [{}, {"min_fraction": 0.06}, {"scale": 1e-3, "sigma": 0, "min_fraction": 0}])
+def test_maskiges_without_masks_are_the_same(size, options):
+    frame, generator = photograph(*size), SuperpixelProposals(**options)
+    for wanted in ((224, 224), (32, 96)):
+        painted = paint_maskige(generator([frame])[0], wanted)
+        assert np.array_equal(generator.maskige(frame, wanted), painted)
+
+
+class Inverted(SuperpixelProposals):
+    def __call__(self, frames):
+        return [~masks for masks in super().__call__(frames)]
+
+
+def test_masks_of_a_class_of_its_own_are_painted():
+    frame, processor = photograph(64, 48), ComboProcessor(ComboImageProcessor(size=32), ComboFeatureExtractor())
+    for generator in (SuperpixelProposals(), Inverted()):
+        picture = processor._propose(generator, frame, (32, 32))
+        assert np.array_equal(picture, paint_maskige(generator([frame])[0], (32, 32)))
 
 
 def test_small_segments_are_merged():
