@@ -12,7 +12,7 @@ heads, L levels, P points.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
@@ -104,7 +104,7 @@ def linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
         return layer(states)
     weight, bias = cast(nn.Linear, layer).weight, cast(nn.Linear, layer).bias
     if torch.is_grad_enabled():
-        return cast(torch.Tensor, OneDnnProduct.apply(states, weight, bias))  # type: ignore[no-untyped-call]
+        return cast(torch.Tensor, OneDnnProduct.apply(states, weight, bias))
     return onednn_product(states, weight, bias)
 
 
@@ -119,7 +119,8 @@ def onednn_is_faster() -> bool:
     rows, width, out = PRODUCT
     with torch.inference_mode():
         states, weight, bias = torch.ones(rows, width), torch.ones(out, width), torch.ones(out)
-        ways, best = (nnf.linear, onednn_product), [float("inf")] * 2
+        ways: tuple[Callable[..., torch.Tensor], ...] = (nnf.linear, onednn_product)
+        best = [float("inf")] * len(ways)
         for _ in range(PRODUCT_ROUNDS):  # in turn, and the best of each: other programs may be running
             for number, product in enumerate(ways):
                 start = time.perf_counter()

@@ -18,10 +18,11 @@ from combo_hf.data.clips import AvsbenchClips
 from combo_hf.data.collate import ClipExample, ComboCollator
 from combo_hf.data.loading import load_avsbench
 from combo_hf.data.synthetic.official_folders import write_official
-from combo_hf.data.transforms import build_transform
+from combo_hf.data.transforms import build_transform, turn_hue
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
 from combo_hf.maskige_combo import paint_maskige
 from combo_hf.metrics.functional import SemanticScores, f_measure
+from combo_hf.proposals_combo import SuperpixelProposals
 
 
 PICTURE = (360, 640)  # height and width
@@ -32,9 +33,12 @@ def part_cases() -> list[Case]:
     """All cases of this file, in the order of the table."""
     return [
         Case("log-mel/5 s, 44.1 kHz stereo", partial(log_mel_variants, rate=44100), False, largest_difference),
+        Case("log-mel/5 s, 48 kHz stereo", partial(log_mel_variants, rate=48000), False, largest_difference),
         Case("log-mel/5 s, 16 kHz", partial(log_mel_variants, rate=16000), False, largest_difference),
         Case("maskige/30 masks", partial(maskige_variants, count=30), False, largest_difference),
         Case("maskige/100 masks", partial(maskige_variants, count=100), False, largest_difference),
+        Case("maskige/superpixels of 720p", superpixel_variants, False, largest_difference),
+        Case("colours/hue of a clip", hue_variants, True, largest_difference),
         Case("scores/M_F of 5 frames", f_measure_variants, True, largest_difference),
         Case("scores/AVSS, 10 frames", semantic_variants, True, largest_difference),
         Case("loader/8 clips", loader_variants, False, largest_difference),
@@ -65,6 +69,26 @@ def maskige_variants(settings: Settings, count: int) -> list[Variant]:
         Variant("plain", lambda: reference_parts.paint(masks, size), bytes=moved),
         Variant("default", lambda: paint_maskige(masks, size), bytes=moved),
     ]
+
+
+def superpixel_variants(settings: Settings) -> list[Variant]:
+    """A picture of 1280 x 720 to its Maskige: masks painted (plain), or straight from the numbers of the segments."""
+    rng = np.random.default_rng(settings.seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 16, 3), dtype=np.uint8))
+    picture, size = coarse.resize((1280, 720), Image.Resampling.BICUBIC), (SIDE, SIDE)
+    generator = SuperpixelProposals()
+    return [
+        Variant("plain", lambda: paint_maskige(generator([picture])[0], size), bytes=3 * 1280 * 720),
+        Variant("default", lambda: generator.maskige(picture, size), bytes=3 * 1280 * 720),
+    ]
+
+
+def hue_variants(settings: Settings) -> list[Variant]:
+    """The hue of five pictures of 224 x 224 by torchvision (plain) and by the augmentation."""
+    from torchvision.transforms.v2.functional import adjust_hue
+
+    pictures = torch.rand(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(settings.seed))
+    return [Variant("plain", lambda: adjust_hue(pictures, 0.05)), Variant("default", lambda: turn_hue(pictures, 0.05))]
 
 
 def _ellipse(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:

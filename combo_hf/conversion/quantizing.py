@@ -108,11 +108,14 @@ def _windows(
 
 def _quantize(source: Path, target: Path, windows: Sequence[Inputs]) -> None:
     quantization: Any = require("onnxruntime.quantization")
+    prepare: Any = require("onnxruntime.quantization.shape_inference")
+    folded = source.with_name("folded.onnx")  # batch norms inside the weights, or these would stay in float32
     remaining = iter(windows)
     reader = type("Windows", (quantization.CalibrationDataReader,), {"get_next": lambda _: next(remaining, None)})
     with quiet():
+        prepare.quant_pre_process(str(source), str(folded), skip_symbolic_shape=True)
         quantization.quantize_static(
-            str(source), str(target), reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            str(folded), str(target), reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=list(QUANTIZED), extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip

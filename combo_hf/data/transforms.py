@@ -228,7 +228,7 @@ class Colours:
         if self.saturation != 1:
             values = _saturate(values, self.saturation)
         if self.hue:
-            values = _turn_hue(values, self.hue)
+            values = turn_hue(values, self.hue)
         if not self.contrast_first and self.contrast != 1:
             values = functional.adjust_brightness(values, self.contrast)
         return values.mul_(255).round_().to(torch.uint8)
@@ -277,7 +277,7 @@ def _saturate(values: torch.Tensor, factor: float) -> torch.Tensor:
     return top - (top - values) * growth
 
 
-def _turn_hue(values: torch.Tensor, turns: float) -> torch.Tensor:
+def turn_hue(values: torch.Tensor, turns: float) -> torch.Tensor:
     """Add to H of HSV; S and V stay. As torchvision's `adjust_hue`, in a third of its time.
 
     A channel lies below V by V * S times a ramp of H that is 0 on two sixths of the circle and 1 on two others.
