@@ -19,7 +19,7 @@ from transformers import AutoBackbone, PretrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_combo import ComboConfig, EfficientNetLiteConfig
-from .modeling_combo_kernels import constant, is_plain, linear, onednn_applies
+from .modeling_combo_kernels import constant, fingerprint, is_plain, linear, onednn_applies
 
 
 class ComboChannelWeights(nn.Module):
@@ -152,7 +152,8 @@ class ComboFoldedConvolution(nn.Module):
         convolution, norm = self.convolution, self.normalization
         plain = is_plain(convolution, nn.Conv2d) and is_plain(norm, nn.BatchNorm2d)
         same = convolution.weight.dtype == hidden_states.dtype
-        if not plain or norm.training or convolution.bias is not None or norm.running_mean is None:
+        launched = hidden_states.is_cuda and not torch.is_grad_enabled()  # one kernel a batch norm; folding takes six
+        if not plain or launched or norm.training or convolution.bias is not None or norm.running_mean is None:
             hidden_states = norm(convolution(hidden_states))
         elif torch.is_grad_enabled() or not (same and onednn_applies(hidden_states)):
             weight, shift = self._folded()
@@ -176,14 +177,14 @@ class ComboFoldedConvolution(nn.Module):
     def _by_packed_weights(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Convolution with weights that were folded and brought into oneDNN's order once.
 
-        They are made anew where a sum of what they were made of has changed: a version would miss who writes into
-        `.data`. The activation stays outside: oneDNN's ReLU turns NaN into 0, which would hide damage.
+        They are made anew where the [`fingerprint`] of what they were made of has changed. The activation stays
+        outside: oneDNN's ReLU turns NaN into 0, which would hide damage.
         """
         layer, norm = self.convolution, self.normalization
         assert norm.running_mean is not None and norm.running_var is not None
         sources = (layer.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         where = [list(side) for side in (layer.padding, layer.stride, layer.dilation)]
-        key = (norm.eps, [values.data_ptr() for values in sources], [float(values.sum()) for values in sources])
+        key = (norm.eps, *map(fingerprint, sources))
         packed = self._packed
         if packed is None or packed[0] != key:
             weight, shift = self._folded()

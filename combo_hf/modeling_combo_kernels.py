@@ -41,6 +41,14 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return all(type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta for tensor in tensors)
 
 
+def fingerprint(weight: torch.Tensor) -> tuple[Any, ...]:
+    """Changes with the numbers of a weight on a CPU. torch's version does not where somebody writes into `.data`: so
+    the first filter and the first channel of a convolution are added up, too, which such writes seldom spare."""
+    version = None if weight.is_inference() else weight._version
+    parts = (weight[0], weight[:, 0]) if version is not None and weight.ndim > 1 else (weight,)
+    return weight.data_ptr(), version, *(float(part.sum()) for part in parts)
+
+
 def is_eager(values: torch.Tensor) -> bool:
     """Whether numbers are computed with now, and no graph is made of what happens to them."""
     return type(values) is torch.Tensor and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
