@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def _compare(whole: Path, small: Path, windows: Sequence[Inputs]) -> Quantized:
     sessions = [onnx_session(path, threads=1) for path in (whole, small)]
     seconds: list[list[float]] = [[], []]
     equal, masks = [], []
-    for number, inputs in enumerate((windows * ROUNDS)[: max(len(windows), ROUNDS)]):
+    for number, inputs in enumerate(islice(cycle(windows), max(len(windows), ROUNDS))):
         outputs = []
         for session, spent in zip(sessions, seconds, strict=True):
             start = time.process_time()
