@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     try:
-        with _terminable(), quietly(arguments.quiet):
+        with _terminable(process_ends=argv is None), quietly(arguments.quiet):
             if not arguments.light:
                 load_transformers()
             code = arguments.run(arguments) or 0
@@ -45,7 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return code
     except KeyboardInterrupt:
         if argv is None:  # the process ends: a last look through torch's objects would take seconds
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
             gc.freeze()
         print(f"{PROGRAM}: interrupted, nothing partial was left", file=sys.stderr)
         return 130
@@ -111,16 +110,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM unwind like Ctrl-C, so that temporary files go; a second one must not disturb that."""
+def _terminable(process_ends: bool) -> Iterator[None]:
+    """Let SIGTERM unwind like Ctrl-C, so that temporary files go; later ones must not disturb that.
+
+    Args:
+        process_ends: after this; then later ones are ignored until it has ended.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are somebody else's business
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if before[signal.SIGINT] == signal.SIG_IGN:  # a job in the background of a shell
         del before[signal.SIGINT]
+    hook, stopped = sys.unraisablehook, False
 
     def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        # Python writes there that one came just now, and what generators say when they are closed in the middle.
+        sys.unraisablehook = lambda unraisable: None
         for known in before:
             signal.signal(known, signal.SIG_IGN)
         signal.default_int_handler(number, frame)
@@ -130,5 +138,7 @@ def _terminable() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if not (stopped and process_ends):
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            sys.unraisablehook = hook

@@ -35,6 +35,7 @@ DTYPES = (
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 )
 SPARE_BYTES = 1 << 20  # that a small pickle may ask for beyond twice its own size
+SPARE_OBJECTS = 100_000  # that a small file may ask for beyond one in 16 bytes; some have 250 bytes each
 LEGACY_PICKLES = 5  # in a PyTorch file that is no zip archive: mark, version, system, content, names of the storages
 CODES = {code.code: code for code in pickletools.opcodes}
 TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
@@ -53,6 +54,8 @@ CONTAINERS = (
 )
 CALLS = ("REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ")
 STORES = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")
+# Steps that may take a hundred times as much memory as they have bytes.
+MAKERS = (*CONTAINERS, *CALLS, "MARK", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "PERSID", "BINPERSID")
 
 
 def read_state_dict(source: str | Path | Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -127,6 +130,7 @@ def _check_torch(path: Path) -> bool:
     Raises:
         Exception: any, if the file is damaged or asks for memory that its bytes do not pay for.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
         file.seek(0)
@@ -136,10 +140,10 @@ def _check_torch(path: Path) -> bool:
                     if entry.compress_type != zipfile.ZIP_STORED:
                         raise ValueError("a compressed archive")  # torch writes none, and a little may unpack to much
                     if entry.filename.endswith("/data.pkl"):
-                        check_pickle(io.BytesIO(archive.read(entry)))
+                        check_pickle(io.BytesIO(archive.read(entry)), size)
         else:
             for _ in range(LEGACY_PICKLES):
-                check_pickle(file)
+                check_pickle(file, size)
     return is_zip
 
 
@@ -289,21 +293,24 @@ def load_arrays(data: bytes) -> Any:
     Raises:
         Exception: any, if the pickle is damaged or holds something else.
     """
-    check_pickle(io.BytesIO(data))
+    check_pickle(io.BytesIO(data), len(data))
     return ArrayUnpickler(data).load()
 
 
-def check_pickle(file: IO[bytes]) -> None:
+def check_pickle(file: IO[bytes], size: int) -> None:
     """Refuse a pickle that would take memory which its bytes do not pay for; reads to its end mark.
 
+    Args:
+        size: of the whole file, which has the numbers of tensors beside the pickle.
+
     Raises:
-        pickle.UnpicklingError: a place in the memo far beyond the number of its entries, or long text, bytes or
-            containers that are used again and again: each use may make a copy.
+        pickle.UnpicklingError: a place in the memo far beyond the number of its entries; long text, bytes or
+            containers that are used again and again: each use may make a copy; containers and calls without end.
         ValueError: cut short, or no pickle.
     """
     start, before = file.tell(), ""
     lengths: dict[int, int] = {}  # of text and bytes in the memo, by place; of containers -1
-    length = held = taken = 0
+    length = held = taken = made = 0
     reused = False  # whether a container of the memo may be an argument of the next call
     for count, (name, argument) in enumerate(_opcodes(file)):
         if "PUT" in name or name == "MEMOIZE":
@@ -322,6 +329,9 @@ def check_pickle(file: IO[bytes]) -> None:
             reused = False
         if taken > SPARE_BYTES and taken > SPARE_BYTES + 2 * (file.tell() - start):
             raise pickle.UnpicklingError("the same text, bytes or container again and again")
+        made += name in MAKERS
+        if made > SPARE_OBJECTS + size // 16:
+            raise pickle.UnpicklingError("more containers and calls than a file of this size has")
         before = name
 
 

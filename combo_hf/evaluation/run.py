@@ -35,7 +35,7 @@ from combo_hf.evaluation.files import (
 from combo_hf.evaluation.prepare import Evaluation, EvaluationOptions, prepare_evaluation
 from combo_hf.evaluation.report import class_table, write_sheet, write_tables
 from combo_hf.evaluation.scores import ClipSet, predict_class_maps, sounding_scores, truth_of
-from combo_hf.files.atomic import write_text
+from combo_hf.files.atomic import appending, write_text
 from combo_hf.files.environment import package_versions, resolve_device, useful_workers
 from combo_hf.files.folder_lock import only_run
 from combo_hf.metrics import VideoScores
@@ -144,7 +144,7 @@ def _evaluate_rest(
     if progress is not None:
         progress(finished, total)
     loader = torch.utils.data.DataLoader(_Batches(evaluation.clips, mine), batch_size=None, num_workers=workers)
-    with open(part_file(output, rank), "ab") as file:
+    with appending(part_file(output, rank)) as file:
         for batch, examples in zip(mine, loader, strict=True):
             maps = predict_class_maps(evaluation.model, examples)
             for index, example, class_maps in zip(batch, examples, maps, strict=True):

@@ -8,6 +8,7 @@ elsewhere, and on Windows, only its age tells.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import os
@@ -15,11 +16,13 @@ import platform
 import re
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 
 PARTIAL = ".partial"
@@ -78,14 +81,14 @@ def replacing_folder(target: str | Path) -> Iterator[Path]:
         except BaseException:
             recover_folder(target)
             raise
-    shutil.rmtree(older_folder(target), ignore_errors=True)
+    remove(older_folder(target))
 
 
 def recover_folder(target: Path) -> None:
     """Undo what a [`replacing_folder`] that was killed has left."""
     if not target.exists() and older_folder(target).exists():
         os.replace(older_folder(target), target)
-    shutil.rmtree(older_folder(target), ignore_errors=True)
+    remove(older_folder(target))
     remove_leftovers(target.parent)
 
 
@@ -104,7 +107,7 @@ def removed_on_failure(folder: Path, name: str) -> Iterator[None]:
         with writing(name):
             yield
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         raise
 
 
@@ -129,6 +132,53 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """Write a file that is whole or absent."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def appending(path: Path) -> IO[bytes]:
+    """A file that lines are added to; made if it is missing.
+
+    Raises:
+        FileExistsError: as of [`open_plain`].
+        OSError: no room, or no right to write there.
+    """
+    return os.fdopen(open_plain(path, os.O_WRONLY | os.O_APPEND), "ab")
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Handle of a file, made if it is missing, and never of one that it links to.
+
+    A file that is written to under its own name may be a link where a folder comes from a stranger.
+
+    Args:
+        flags: of `os.open`, how it is used.
+
+    Raises:
+        FileExistsError: it is a link (hard ones too), a folder or a device.
+    """
+    refused = FileExistsError(f"{path} is a link or no plain file, so nothing is written to it; remove it.")
+    flags |= os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        if path.is_symlink():  # Windows has no O_NOFOLLOW
+            raise refused
+        handle = os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise refused from None
+        raise
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise refused
+    return handle
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all in it, or a link and not what it links to; nothing where that fails."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):  # another process may have removed it
+            path.unlink()
 
 
 def write_below(root: Path, path: str | Path, data: bytes) -> None:
@@ -184,11 +234,7 @@ def remove_leftovers(folder: Path, prefix: str = PARTIAL, deep: bool = False) ->
     unfinished = list(folder.rglob(pattern) if deep else folder.glob(pattern))
     removed = [path for path in unfinished if _is_left_over(path)]
     for path in removed:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with suppress(OSError):  # another process may have removed it
-                path.unlink()
+        remove(path)
     return removed
 
 

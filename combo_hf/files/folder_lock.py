@@ -11,11 +11,12 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from combo_hf.files.atomic import open_plain
 
 
 MARKER = ".running"
@@ -60,7 +61,7 @@ def only_run(folder: Path) -> Iterator[None]:
 def _take(path: Path, folder: Path) -> int:
     """Handle of the locked file; closing it, or the end of the process, ends the lock."""
     while True:
-        handle = _open(path)
+        handle = open_plain(path, os.O_RDWR)
         try:
             _lock(handle)
             if _is_at(handle, path):
@@ -77,29 +78,6 @@ def _take(path: Path, folder: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)  # the one before has just removed it
-
-
-def _open(path: Path) -> int:
-    """Handle of the file itself, never of one that it links to.
-
-    Raises:
-        FileExistsError: it is a link (hard ones too), a folder or a device.
-    """
-    refused = FileExistsError(f"{path} is a link or no plain file, so no run may take the folder; remove it.")
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        if path.is_symlink():  # Windows has no O_NOFOLLOW
-            raise refused
-        handle = os.open(path, flags, 0o644)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise refused from None
-        raise
-    status = os.fstat(handle)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-        os.close(handle)
-        raise refused
-    return handle
 
 
 def _is_at(handle: int, path: Path) -> bool:

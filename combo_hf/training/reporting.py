@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from combo_hf.files.atomic import appending
 from combo_hf.loss_combo import LOSS_KINDS
 from combo_hf.training.state import cut_log
 
@@ -55,8 +56,8 @@ class Reporter:
         """One line of metrics.jsonl, and its numbers to the trackers."""
         if not self.accelerator.is_main_process:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        with appending(self.path) as file:
+            file.write(json.dumps(record).encode() + b"\n")
         self.lines += 1
         flat = {f"validation/{name}": value for name, value in record.get("validation", {}).items()}
         flat.update(

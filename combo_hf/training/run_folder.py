@@ -12,7 +12,6 @@ Folders are written under another name and then renamed: an interruption leaves 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
-from combo_hf.files.atomic import recover_folder, removed_on_failure, replacing_folder
+from combo_hf.files.atomic import recover_folder, remove, removed_on_failure, replacing_folder
 from combo_hf.training.arguments import FREE_ON_RESUME, TrainingRecipe
 from combo_hf.training.engine import from_main
 from combo_hf.training.reporting import Reporter
@@ -114,7 +113,7 @@ class RunFolder:
         if main:
             self.path.mkdir(parents=True, exist_ok=True)
             recipe.save(self.path / "recipe.yaml")
-            shutil.rmtree(self.path / PARTIAL_STATE, ignore_errors=True)
+            remove(self.path / PARTIAL_STATE)
         accelerator.wait_for_everyone()
         self.reporter.start(progress.step)
         return progress
@@ -131,7 +130,7 @@ class RunFolder:
         """All processes write into one folder, which the main one then seals and moves to its place."""
         accelerator, temporary = self.learner.accelerator, self.path / PARTIAL_STATE
         if accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove(temporary)
             (self.path / "state").mkdir(exist_ok=True)
         with removed_on_failure(temporary, f"the state in {self.path}"):
             accelerator.wait_for_everyone()

@@ -12,11 +12,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
-from combo_hf.files.atomic import older_folder, write_bytes, write_text
+from combo_hf.files.atomic import older_folder, remove, write_bytes, write_text
 
 
 FILE_LIST = "files.json"
@@ -61,14 +60,14 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def commit_state(temporary: Path, folder: Path, step: int) -> Path:
-    """Seal a written state, give it its name, and remove all others."""
+    """Seal a written state, give it its name, and remove all other states."""
     seal(temporary)
     target = state_path(folder, step)
-    shutil.rmtree(target, ignore_errors=True)  # only a damaged one can be there
+    remove(target)  # only a damaged one can be there
     os.replace(temporary, target)
     for other in folder.iterdir():
-        if other != target:
-            shutil.rmtree(other, ignore_errors=True)
+        if other != target and STATE_NAME.fullmatch(other.name):  # the folder may be a link to somebody's files
+            remove(other)
     return target
 
 

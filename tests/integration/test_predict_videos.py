@@ -1,6 +1,7 @@
 """`combo-hf predict` on real files, sound ones and nasty ones. Needs the sample data; skipped without it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from combo_hf import cli, media_combo
+from combo_hf import ASSETS, cli, media_combo
 
 
 # name in nasty/ -> (seconds, size as shown, sound)
@@ -123,20 +124,38 @@ def test_in_a_process_of_its_own(shared, tiny_folder, tmp_path):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_in_the_middle(shared, tiny_folder, tmp_path, number):
-    source = shared / "data" / "avs-sample" / "nasty" / "long_60s_160x120_10fps.mp4"
-    command = [sys.executable, "-m", "combo_hf", "predict", str(source), "--output", str(tmp_path / "out"), "--masks"]
+def start_predict(video, output, model, *options):
+    """`predict` as a process that has just written its first mask."""
+    command = [sys.executable, "-m", "combo_hf", "predict", str(video), "--output", str(output), "--masks", *options]
     # A shell's background job, as CI may be, hands down an ignored SIGINT; the child must start with the usual one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        process = subprocess.Popen([*command, "--model", tiny_folder], stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, "--model", model], stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGINT, before)
-    with process:
-        while process.poll() is None and not list(tmp_path.glob("out/.combo-*/masks/*")):
-            time.sleep(0.02)
+    while process.poll() is None and not list(output.glob(".combo-*/masks/*")):
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_middle(shared, tiny_folder, tmp_path, number):
+    source = shared / "data" / "avs-sample" / "nasty" / "long_60s_160x120_10fps.mp4"
+    with start_predict(source, tmp_path / "out", tiny_folder) as process:
         process.send_signal(number)
+        _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == "combo-hf: interrupted, nothing partial was left\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_signal_is_not_heard(tiny_folder, tmp_path):
+    """Ctrl-C twice, and again and again until the process has ended, so that one comes at every moment of its end."""
+    with start_predict(ASSETS / "demo_clip.mp4", tmp_path / "out", tiny_folder, "--fps", "25") as process:
+        process.send_signal(signal.SIGINT)
+        while process.poll() is None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(process.pid, number)  # not collected yet, so the number is still its own
         _, err = process.communicate()
     assert process.returncode == 130
     assert err == "combo-hf: interrupted, nothing partial was left\n"

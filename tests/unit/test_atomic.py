@@ -12,8 +12,10 @@ import pytest
 
 from combo_hf.files import atomic
 from combo_hf.files.atomic import (
+    appending,
     owned_prefix,
     recover_folder,
+    remove,
     remove_leftovers,
     replacing,
     replacing_folder,
@@ -157,3 +159,43 @@ def test_a_process_that_has_ended_runs_no_more_before_it_is_collected(tmp_path: 
         assert remove_leftovers(tmp_path) == [left]
     finally:
         process.wait()
+
+
+LINKS = {
+    "symbolic": lambda path, victim: path.symlink_to(victim),
+    "dangling": lambda path, victim: path.symlink_to(victim.with_name("nowhere")),
+    "hard": lambda path, victim: path.hardlink_to(victim),
+    "fifo": lambda path, victim: os.mkfifo(path),
+    "folder": lambda path, victim: path.mkdir(),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+@pytest.mark.parametrize("kind", LINKS)
+def test_lines_are_not_added_to_another_file(tmp_path: Path, kind: str) -> None:
+    """An output folder may have been unpacked from somebody's archive."""
+    victim, path = tmp_path / "victim.txt", tmp_path / "metrics.jsonl"
+    victim.write_text("mine")
+    LINKS[kind](path, victim)
+    with pytest.raises(FileExistsError, match="is a link or no plain file"):
+        appending(path)
+    assert victim.read_text() == "mine" and not (tmp_path / "nowhere").exists()
+
+
+def test_lines_are_added(tmp_path: Path) -> None:
+    for line in (b"a\n", b"b\n"):
+        with appending(tmp_path / "metrics.jsonl") as file:
+            file.write(line)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"a\nb\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_what_a_link_points_to_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    make(tmp_path / "mine", "file")
+    (tmp_path / ".old-best").symlink_to(tmp_path / "mine")
+    with replacing_folder(tmp_path / "best") as folder:
+        make(folder, "new")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["best", "mine"]
+    assert (tmp_path / "mine" / "file").is_file() and (tmp_path / "best" / "new").is_file()
+    remove(tmp_path / "nothing")

@@ -106,14 +106,15 @@ def test_an_array_without_a_state_is_no_tensor(tmp_path: Path) -> None:
 def test_no_memory_for_a_memo(tmp_path: Path) -> None:
     bomb = b"}r" + struct.pack("<I", 1 << 27) + b"."  # pickle's own list of 2 GB for one entry
     with pytest.raises(pickle.UnpicklingError, match="an entry 134217728 of the memo"):
-        check_pickle(io.BytesIO(bomb))
+        check_pickle(io.BytesIO(bomb), len(bomb))
     (tmp_path / "a.pkl").write_bytes(bomb)
     with pytest.raises(ValueError, match="a.pkl"):
         read_state_dict(tmp_path / "a.pkl")
     huge = b"\x80\x04\x8e" + struct.pack("<Q", 1 << 33) + b"x."
     with pytest.raises(ValueError, match="expected 8589934592 bytes"):
-        check_pickle(io.BytesIO(huge))
-    check_pickle(io.BytesIO(pickle.dumps(list(range(1000)) + [f"{number}" for number in range(1000)])))
+        check_pickle(io.BytesIO(huge), len(huge))
+    good = pickle.dumps(list(range(1000)) + [f"{number}" for number in range(1000)])
+    check_pickle(io.BytesIO(good), len(good))
 
 
 def test_an_encoder_is_not_chosen_by_the_file() -> None:
@@ -153,6 +154,41 @@ def test_a_megabyte_does_not_ask_for_gigabytes(tmp_path: Path, name: str) -> Non
         assert peak < 60 * (tmp_path / file).stat().st_size
 
 
+EMPTY = {  # each a step of one to four bytes, for an object of 50 to 250
+    "ordered dicts": b"ccollections\nOrderedDict\nq\x01](" + b"h\x01)R" * (1 << 18),
+    "dicts": b"](" + b"}" * (1 << 18),
+    "lists": b"](" + b"]" * (1 << 18),
+    "tuples": b"](" + b"N\x85" * (1 << 18),
+    "marks": b"](" + b"(" * (1 << 18) + b"l" * (1 << 18),
+    "places in the memo": b"](" + b"\x94" * (1 << 18),
+    "storages": b"](" + b"NQ" * (1 << 18),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_megabyte_of_empty_containers(tmp_path: Path, name: str) -> None:
+    bomb = b"\x80\x04" + EMPTY[name] + b"e."
+    (tmp_path / "a.pkl").write_bytes(bomb)
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("a/data.pkl", bomb)
+        archive.writestr("a/version", "3")
+    (tmp_path / "b.pth").write_bytes(bomb)
+    for file in ("a.pkl", "a.pth", "b.pth"):
+        with pytest.raises(ValueError, match=f"^{file} is truncated or not .*more containers and calls"):
+            read_state_dict(tmp_path / file)
+
+
+def test_many_small_tensors_are_read(tmp_path: Path) -> None:
+    """As many as no network has, of one number each: the most containers and calls for their bytes."""
+    tensors = {f"{number}": torch.tensor([float(number)]) for number in range(5000)}
+    torch.save(tensors, tmp_path / "a.pth")
+    torch.save(tensors, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({name: value.numpy() for name, value in tensors.items()}, 2))
+    for file in ("a.pth", "b.pth", "a.pkl"):
+        found = read_state_dict(tmp_path / file)
+        assert len(found) == len(tensors) and found["4999"].item() == 4999
+
+
 def test_the_same_numbers_for_many_arrays(tmp_path: Path) -> None:
     """Their text is in a tuple that is the state of one array after the other."""
     call, arguments, _ = np.zeros(1).__reduce__()
@@ -177,7 +213,7 @@ def legacy(path: Path, content: Any, filled: bool) -> None:
     torch.save(content, buffer, _use_new_zipfile_serialization=False)
     buffer.seek(0)
     for _ in range(4):
-        check_pickle(buffer)
+        check_pickle(buffer, len(buffer.getvalue()))
     path.write_bytes(buffer.getvalue() if filled else buffer.getvalue()[: buffer.tell()] + pickle.dumps([], 2))
 
 

@@ -1,10 +1,13 @@
 """What a killed process may leave behind is put right or not taken for good."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from combo_hf.training.reporting import Reporter
 from combo_hf.training.state import (
     FILE_LIST,
     commit_state,
@@ -59,8 +62,9 @@ def test_a_new_state_takes_the_place_of_all_others(tmp_path: Path):
     state(folder, 2)
     damaged = state(folder, 6)
     (damaged / FILE_LIST).unlink()
+    (folder / "notes").mkdir()  # somebody else's, where `state` is a link, say
     commit_state(temporary, folder, 6)
-    assert [path.name for path in folder.iterdir()] == ["step-00000006"]
+    assert sorted(path.name for path in folder.iterdir()) == ["notes", "step-00000006"]
     assert newest_state(folder) and (folder / "step-00000006" / "model.bin").read_text() == "new"
     assert not temporary.exists()
 
@@ -80,3 +84,12 @@ def test_log_is_cut(tmp_path: Path):
         cut_log(path, count)
         assert path.read_text().splitlines() == kept
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_records_are_not_written_through_a_link(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "elsewhere")
+    reporter = Reporter(SimpleNamespace(is_main_process=True), tmp_path)
+    with pytest.raises(FileExistsError, match="is a link or no plain file"):
+        reporter.log({"step": 1})
+    assert not (tmp_path / "elsewhere").exists()
