@@ -1,7 +1,7 @@
 """The web page: a video in, what sounds where and when out.
 
 `python space/app.py` in a clone runs it with the bundled weights; README.md beside this file lists the settings.
-limits.py beside it says what is refused.
+limits.py beside it says what is refused, zero_gpu.py how a GPU comes in on ZeroGPU.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 # Gradio would put a table of all earlier requests together after every one (pandas, for a page nobody opens).
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
+
+from zero_gpu import page_functions
+
 
 try:
     import combo_hf
@@ -215,17 +218,23 @@ class Segmenter:
         classes: list[str],
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
-        """The five outputs for gradio's cache of examples, which copies files only after a generator has ended: these
-        stay until the page ends."""
-        path, folder = self.check(video, proposals, fps, classes), temporary_folder()
+        """The five outputs for gradio's cache of examples, which copies files after this: they stay with the page."""
+        folder = temporary_folder()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return self.finish(folder, video, proposals, fps, classes, progress)
 
-        def show(*counts: Any) -> None:
-            progress(counts, desc="Segmenting", unit="windows")
-
-        with self._turn:
-            pipe = self.pipe_with(proposals, lambda: None)
-            return self._segment(pipe, path, folder, fps=int(fps), classes=classes or None, progress=show)
+    def finish(
+        self, folder: Path, video: str, proposals: str, fps: int, classes: list[str], progress: gr.Progress
+    ) -> tuple[Any, ...]:
+        """The five outputs, with their files in a folder that the caller removes."""
+        path = self.check(video, proposals, fps, classes)
+        options: dict[str, Any] = {"fps": int(fps), "classes": classes or None, "max_seconds": self.limits.seconds}
+        options["progress"] = lambda *counts: progress(counts, desc="Segmenting", unit="windows")
+        try:
+            with self._turn:
+                return self._segment(self.pipe_with(proposals, lambda: None), path, folder, **options)
+        except Exception as error:
+            raise self._in_words(error, path) from None
 
     @staticmethod
     def _segment(pipe: Any, path: Path, folder: Path, **options: Any) -> tuple[Any, ...]:
@@ -289,13 +298,12 @@ def build_demo(
         gallery = _gallery(pipe.model.config.use_maskige)
         files = gr.File(label="Video, masks (PNG), summary (JSON)", file_count="multiple", elem_id="files")
         inputs, outputs = [video, generator, fps, classes], [result, summary, sounding, gallery, files]
-        event = run.click(
-            segment.run, inputs, outputs, api_name="segment", concurrency_limit=1, concurrency_id="model"
-        )
+        work, example = page_functions(segment)
+        event = run.click(work, inputs, outputs, api_name="segment", concurrency_limit=1, concurrency_id="model")
         stop.click(None, cancels=[event], api_name=False)
         if bundled:
             gr.Examples(
-                [[str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=segment.example,
+                [[str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=example,
                 cache_examples=True, cache_mode="lazy", label="Photographs, recordings", api_name=False)  # fmt: skip
     demo.queue(max_size=limits.queue)
     demo.combo_launch = {

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
 import os
 import random
 import resource
@@ -29,7 +30,6 @@ from typing import Any
 
 import fuzz_corpus as corpus
 import numpy as np
-from fuzz_corpus import mutate, mutate_json
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the package of this clone
@@ -146,6 +146,24 @@ def read_checkpoint(data: bytes, folder: Path) -> None:
         raise errors[0]
 
 
+def _network_reader(name: str) -> Callable[[bytes, Path], None]:
+    """A checkpoint of which one file is foreign: loaded, and run on a clip."""
+
+    def reader(data: bytes, folder: Path) -> None:
+        import combo_hf
+
+        for other, content in {**corpus.network(), name: data}.items():
+            (folder / other).write_bytes(content)
+        clip = {
+            "frames": [np.zeros((24, 32, 3), np.uint8)],
+            "audio": np.zeros(16000, np.float32),
+            "sampling_rate": 16000,
+        }
+        combo_hf.load_pipeline(folder, device="cpu")(clip)
+
+    return reader
+
+
 def read_table(data: bytes, folder: Path) -> None:
     """csv of every subset; names must stay in their folder."""
     from combo_hf.data.avsbench_layout import scan_entries
@@ -207,6 +225,8 @@ KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None],
     "safetensors": (corpus.safetensors, _file_reader("a.safetensors", _state_dict), (ValueError,)),
     "pkl": (corpus.pickles, _file_reader("a.pkl", _state_dict), (ValueError,)),
     "checkpoints": (corpus.checkpoints, read_checkpoint, (ValueError, TypeError, OSError)),
+    "network-weights": (corpus.network_weights, _network_reader("model.safetensors"), (ValueError,)),
+    "network-sizes": (corpus.network_config, _network_reader("config.json"), (ValueError,)),
     "csv": (corpus.tables, read_table, ()),
     "parquet": (corpus.parquets, read_parquet, (ValueError,)),
     "recipes": (corpus.recipes, _file_reader("recipe.yaml", read_recipe), (ValueError,)),
@@ -215,10 +235,22 @@ KINDS: dict[str, tuple[Callable[[], list[bytes]], Callable[[bytes, Path], None],
 }
 
 
+CHANGES = {
+    "checkpoints": corpus.mutate_json,
+    "network-weights": corpus.mutate_tensors,
+    "network-sizes": corpus.mutate_sizes,
+}
+
+
+def batch_of(kind: str) -> int:
+    """Inputs for one child: networks are files of 6 MB, and built for each."""
+    return BATCH // 20 if kind.startswith("network") else BATCH
+
+
 def make_inputs(kind: str, seed: int, count: int) -> list[bytes]:
     """The same inputs for the same seed."""
     rng, good = random.Random(f"{kind} {seed}"), KINDS[kind][0]()
-    change = mutate_json if kind == "checkpoints" else mutate
+    change = CHANGES.get(kind, corpus.mutate)
     return [change(rng.choice(good), good, rng) for _ in range(count)]
 
 
@@ -323,20 +355,22 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120, help="for all kinds together")
-    parser.add_argument("--inputs", type=int, help="per kind, in place of a time")
+    parser.add_argument(
+        "--inputs", type=int, help="per kind, in place of a time; of networks at most 50 in each thousand"
+    )
     parser.add_argument("--kinds", nargs="+", choices=sorted(KINDS), default=list(KINDS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for the inputs that were findings")
     arguments = parser.parse_args(argv)
     tallies: dict[str, collections.Counter] = {kind: collections.Counter() for kind in arguments.kinds}
     findings: list[tuple[str, bytes]] = []
-    began, turn, batch = time.monotonic(), 0, min(BATCH, arguments.inputs or BATCH)
-    while turn == 0 or (
-        turn * batch < arguments.inputs if arguments.inputs else time.monotonic() - began < arguments.seconds
-    ):
+    began, turn = time.monotonic(), 0
+    limit = arguments.inputs or math.inf
+    while turn == 0 or (turn * BATCH < limit if arguments.inputs else time.monotonic() - began < arguments.seconds):
         for kind in arguments.kinds:
-            if turn and not arguments.inputs and time.monotonic() - began > arguments.seconds:
-                break
+            batch = min(batch_of(kind), limit - turn * batch_of(kind))
+            if batch <= 0 or (turn and not arguments.inputs and time.monotonic() - began > arguments.seconds):
+                continue
             before = len(findings)
             run_batch(kind, make_inputs(kind, arguments.seed * 100_000 + turn, batch), tallies[kind], findings)
             _report(kind, findings[before:], arguments.keep)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
 import random
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,18 +77,22 @@ def sounds() -> list[bytes]:
 
 
 def pictures() -> list[bytes]:
-    """A picture in the formats of data sets, also as a palette and with grey levels of 16 bits."""
+    """A picture in every format that Pillow writes, also as a palette and with grey levels of 16 bits."""
     from PIL import Image
 
+    Image.init()
     values = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    variants = [(Image.fromarray(values), sorted(Image.SAVE))]
+    variants += [(Image.fromarray(values[..., 0] % 60).convert("P"), ["PNG"])]
+    variants += [(Image.fromarray(values[..., 0].astype(np.uint16)), ["PNG"])]
     made = []
-    variants = [(Image.fromarray(values), ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"))]
-    variants += [(Image.fromarray(values[..., 0] % 60).convert("P"), ("PNG",))]
-    variants += [(Image.fromarray(values[..., 0].astype(np.uint16)), ("PNG",))]
     for picture, forms in variants:
         for form in forms:
             buffer = io.BytesIO()
-            picture.save(buffer, form)
+            try:
+                picture.save(buffer, form)
+            except (OSError, KeyError, ValueError):  # a codec or a colour space that it has not
+                continue
             made.append(buffer.getvalue())
     return made
 
@@ -119,6 +126,28 @@ def safetensors() -> list[bytes]:
     from safetensors.torch import save
 
     return [save({"a.weight": torch.zeros(4, 3), "b.bias": torch.ones(5)})]
+
+
+@functools.cache
+def network() -> dict[str, bytes]:
+    """The files of a tiny checkpoint."""
+    import combo_hf
+
+    processor = combo_hf.ComboProcessor(combo_hf.ComboImageProcessor(size={"height": 64, "width": 64}))
+    with tempfile.TemporaryDirectory() as folder:
+        combo_hf.ComboForAudioVisualSegmentation(combo_hf.ComboConfig.from_preset("tiny")).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def network_weights() -> list[bytes]:
+    """Its weights."""
+    return [network()["model.safetensors"]]
+
+
+def network_config() -> list[bytes]:
+    """Its config.json."""
+    return [network()["config.json"]]
 
 
 def pickles() -> list[bytes]:
@@ -252,6 +281,57 @@ def _number(data: bytearray, rng: random.Random) -> bytearray:
         place = rng.choice(starts)
         data[place : place + 1 + rng.randrange(2)] = rng.choice(words)
     return data
+
+
+def mutate_tensors(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Fewer tensors, more, and some of another shape, type, name or value."""
+    import torch
+    from safetensors.torch import load, save
+
+    tensors = load(data)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        name = rng.choice(sorted(tensors) or ["none.weight"])
+        tensor = tensors.pop(name, torch.zeros(2, 3))
+        action = rng.randrange(8)
+        if action == 0:  # of a part, or of all
+            start = rng.choice((name, name.rpartition(".")[0], name.partition(".")[0], ""))
+            tensors = {key: value for key, value in tensors.items() if not key.startswith(start)}
+        elif action == 1:
+            tensors |= {name: tensor, rng.choice(("new.weight", name + "x", name * 50)): tensor.clone()}
+        elif action == 2:
+            tensors[rng.choice(("new.weight", name.upper(), name.rpartition(".")[2]))] = tensor
+        elif action == 3:
+            rows = tensor.reshape(1, -1) if tensor.ndim < 2 else tensor
+            shapes = (rows.transpose(0, 1), tensor[None], tensor.flatten(), rows[:1], rows[:0], torch.cat([rows] * 3))
+            tensors[name] = rng.choice(shapes).clone(memory_format=torch.contiguous_format)
+        elif action in (4, 5):
+            kinds = (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool)
+            tensors[name] = tensor.to(rng.choice(kinds))
+        else:
+            value = rng.choice((0, 1e30, -1e38, float("nan"), float("inf")))
+            tensors[name] = torch.full_like(tensor, value) if tensor.is_floating_point() else tensor
+    return save(tensors)
+
+
+def mutate_sizes(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Other numbers of layers, widths, heads, points, classes, and lists of them of another length."""
+    sizes = (0, 1, 2, 3, 5, 7, 64, 96, 300, 512, 513, 4096, 10**6, 2**31, 10**18, -1)
+    tree = json.loads(data)
+    for _ in range(rng.choice((1, 1, 2))):
+        places: list[tuple[Any, Any]] = []
+        nodes = [tree]
+        for node in nodes:
+            for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+                nodes += [value] if isinstance(value, (dict, list)) else []
+                places += [(node, key)] if type(value) is int or isinstance(value, list) else []
+        node, key = rng.choice(places)
+        if isinstance(node[key], list):
+            node[key] = rng.choice(
+                (node[key][1:], node[key] * 2, node[key] * 200, [rng.choice(sizes)] * len(node[key]))
+            )
+        else:
+            node[key] = rng.choice(sizes)
+    return json.dumps(tree).encode()
 
 
 def mutate_json(data: bytes, others: list[bytes], rng: random.Random) -> bytes:

@@ -41,9 +41,9 @@ TIMED = "seconds_per_step"
 RECIPE = """
 model: {preset: tiny, overrides: {image_size: 64, num_queries: 6, train_num_points: 64}}
 data: {source: synthetic, kind: ms3, labels: binary, train_clips: 5, val_clips: 2, cache: CACHE}
-max_steps: 12
+max_steps: 10
 clips_per_batch: 2
-save_every: 2
+save_every: 1
 eval_every: 4
 log_every: 1
 learning_rate: 1.0e-3
@@ -59,11 +59,20 @@ class Case:
         command: (folder of the inputs, output folder) -> arguments of combo-hf.
         needs: names of inputs.
         before: (folder of the inputs, output folder) -> arguments of what fills that folder beforehand.
+        late: file of the output and a text in it, from which on something short is done that must be hit, too: every
+            second kill waits for it.
     """
 
     command: Callable[[Path, Path], list[Any]]
     needs: tuple[str, ...] = ()
     before: Callable[[Path, Path], list[Any]] | None = None
+    late: tuple[str, bytes] | None = None
+
+    def is_late(self, output: Path) -> bool:
+        """Whether that text is there."""
+        assert self.late is not None
+        path = output / self.late[0]
+        return path.is_file() and self.late[1] in path.read_bytes()
 
 
 def predict(inputs: Path, output: Path) -> list[Any]:
@@ -118,8 +127,9 @@ CASES = {
     "maskige (films)": Case(maskiges_of_films, ("rows",)),
     "maskige (data set)": Case(maskiges_of_rows, ("rows",)),
     "data build": Case(build, ("ms3", "s4"), lambda inputs, output: build(inputs, output, "s4")),
-    "train": Case(train),
+    "train": Case(train, late=("metrics.jsonl", b'{"step": 10, "epoch"')),  # its evaluation, whose state is there
     "evaluate": Case(evaluate, ("rows",)),
+    "data synthesize": Case(lambda inputs, output: ["data", "synthesize", *INPUTS["rows"], "--output", output]),
 }
 INPUTS = {
     "rows": ("--rows", "--maskiges", "superpixels", "--kind", "ms3", "--clips", 4),
@@ -143,14 +153,21 @@ class Runner:
         )
         self._answer()
 
-    def run(self, arguments: list[Any], moment: float | None = None) -> tuple[bool, float]:
+    def run(
+        self, arguments: list[Any], moment: float | None = None, late: Callable[[], bool] = lambda: True
+    ) -> tuple[bool, float]:
         """Whether the command ended by itself (True) or was killed at this moment, and the seconds it ran.
+
+        Args:
+            moment: seconds, counted from when `late` is true.
 
         Raises:
             RuntimeError: it failed.
         """
         self.process.stdin.write(json.dumps([str(argument) for argument in arguments]).encode() + b"\n")
         child, started = self._answer(), time.monotonic()
+        while moment is not None and not late() and not select.select([self.process.stdout], [], [], 0.002)[0]:
+            pass
         if moment is not None and not select.select([self.process.stdout], [], [], moment)[0]:
             os.kill(child, signal.SIGKILL)
         code = self._answer()
@@ -288,7 +305,10 @@ def examine(case: Case, runner: Runner, work: Path, kills: int, chance: random.R
         row["folders"] += 1
         while not ended:
             moment = chance.random() * seconds if row["kills"] < kills else None
-            ended, _ = runner.run(case.command(inputs, output), moment)
+            late = {}
+            if case.late is not None and moment is not None and row["kills"] % 2:
+                moment, late = moment / 10, {"late": lambda output=output: case.is_late(output)}
+            ended, _ = runner.run(case.command(inputs, output), moment, **late)
             row["starts"] += 1
             if not ended:
                 row["kills"] += 1

@@ -202,7 +202,41 @@ def test_who_leaves_frees_the_network(app, tiny_pipe, tmp_path, monkeypatch):
     while any(thread.name == app.WORKER for thread in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert 1 <= len(windows) < 4
-    assert not list(tmp_path.glob("combo-result-*"))
+    assert not list(tmp_path.glob(".page-*"))
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_zero_gpu(app, tiny_pipe, tmp_path, monkeypatch, zero):
+    """`spaces` is there on every Space, and wraps functions on ZeroGPU only."""
+    film, wrapped = make_film(tmp_path / "film.mp4"), []
+
+    def gpu(work):
+        def wrapper(*arguments):
+            wrapped.append(arguments[1:])
+            return work(*arguments, lambda *_, **__: None)
+
+        return wrapper if zero else work
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    module = sys.modules["zero_gpu"]
+    monkeypatch.setattr(module, "spaces", SimpleNamespace(GPU=gpu))
+    segmenter = app.Segmenter(tiny_pipe, {}, app.Limits())
+    work, example = module.page_functions(segmenter)
+    if not zero:
+        assert (work, example) == (segmenter.run, segmenter.example)
+        return
+    assert work is example
+    video, *_, files = work(str(film), "superpixels", 1, [])
+    assert wrapped == [("superpixels", 1, [])] and probe_media(video).width == 64
+    assert all(Path(name).is_file() and tmp_path in Path(name).parents for name in files)
+    with pytest.raises(app.gr.Error, match="no proposal model 'x'"):
+        work(str(film), "x", 1, [])
+
+
+def test_without_the_package_of_zero_gpu(app, tiny_pipe, monkeypatch):
+    monkeypatch.setattr(sys.modules["zero_gpu"], "spaces", None)
+    segmenter = app.Segmenter(tiny_pipe, {}, app.Limits())
+    assert sys.modules["zero_gpu"].page_functions(segmenter) == (segmenter.run, segmenter.example)
 
 
 def results(segmenter, film, proposals="superpixels"):
@@ -231,7 +265,7 @@ def test_who_leaves_a_slow_proposal_model_is_noticed_at_the_next_frame(app, tiny
     while any(thread.name == app.WORKER for thread in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(frames) == 1
-    assert not list(tmp_path.glob("combo-result-*"))
+    assert not list(tmp_path.glob(".page-*"))
 
 
 def test_masks_of_a_proposal_model_are_kept(app, tiny_pipe, tmp_path, monkeypatch):
