@@ -103,11 +103,18 @@ class ComboPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: weights are missing, have no place, or are of another shape; names how many and the first few.
+                Or the configuration is of a network that no machine has memory for.
         """
         wants_info, allowed = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        try:
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+            )
+        except torch.OutOfMemoryError:  # of a device, which may be another one
+            raise
+        except RuntimeError as error:  # weights that do not fit are made before they can be refused
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise ValueError(f"{pretrained_model_name_or_path}: no such network can be made ({reason}).") from error
         model, info = loaded
         wrong = misfits(info)
         if wrong and not allowed:

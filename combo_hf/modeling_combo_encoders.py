@@ -110,6 +110,9 @@ def _plain_backbone(config: PretrainedConfig) -> Any:
         if sys.flags.optimize < 2:
             raise
         raise ValueError("transformers' backbones read their docstrings; run Python without -OO.") from error
+    except (RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(f"backbone_config: no {config.model_type} can be built of it ({reason}).") from error
 
 
 def build_backbone(config: ComboConfig) -> Any:

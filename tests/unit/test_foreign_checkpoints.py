@@ -62,6 +62,20 @@ def test_weights_that_do_not_fit_are_refused(checkpoint: Path, change: Change, m
 
 
 @pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"embedding_size": -1}, "backbone_config: no resnet can be built of it"),
+        ({"hidden_sizes": [10**6] * 4}, "no such network can be made"),  # 36 TB
+    ],
+)
+def test_networks_that_cannot_be_made(checkpoint: Path, sizes: dict[str, Any], message: str) -> None:
+    backbone = json.loads((checkpoint / "config.json").read_text())["backbone_config"]
+    change_json(checkpoint, "config.json", {"backbone_config": {**backbone, **sizes}})
+    with pytest.raises(ValueError, match=message):
+        combo_hf.load_pipeline(checkpoint)
+
+
+@pytest.mark.parametrize(
     "line",
     [
         ["predict", str(combo_hf.ASSETS / "demo_clip.mp4"), "--model", "{}", "--output", "out"],
