@@ -1,6 +1,6 @@
 """Many users of the web page at once, and a slow model: answers for all, memory, what becomes of who leaves.
 
-    python tests/programs/space_load.py --users 50 --requests 200 [--delay 0.2] [--json]
+    python tests/programs/space_load.py --users 50 --requests 200 [--delay 0.2] [--keep 60] [--json]
 
 Starts the page (space/app.py) on this machine, with a tiny network of random weights that waits `--delay` seconds for
 every window, and visits it at 127.0.0.1 by the protocol that browsers use. Phases:
@@ -12,7 +12,8 @@ every window, and visits it at 127.0.0.1 by the protocol that browsers use. Phas
    waits for the answer, and which files of theirs remain.
 3. full queue: visitors beyond the limit; what they are told.
 
-Memory is the resident set of the page's process, after the first quarter of the requests (warm-up) and at the end.
+Memory is the resident set of the page's process, and files are those of visitors on the disk, both evenly over the
+requests; a visitor's files go after `--keep` seconds.
 """
 
 from __future__ import annotations
@@ -104,12 +105,16 @@ def free_port() -> int:
 class Page:
     """The page as a process, and its files."""
 
-    def __init__(self, folder: Path, delay: float, queue: int) -> None:
+    def __init__(self, folder: Path, delay: float, queue: int, keep: int) -> None:
         self.folder, self.log = folder, folder / "log.txt"
         (folder / "tmp").mkdir()
         write_model(folder / "model")
         environment = {**os.environ, "COMBO_MODEL": str(folder / "model"), "TMPDIR": str(folder / "tmp")}
-        environment |= {"COMBO_MAX_QUEUE": str(queue), "GRADIO_TEMP_DIR": str(folder / "files")}
+        environment |= {
+            "COMBO_MAX_QUEUE": str(queue),
+            "COMBO_KEEP_SECONDS": str(keep),
+            "GRADIO_TEMP_DIR": str(folder / "files"),
+        }
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
         environment |= {"GRADIO_SERVER_PORT": str(free_port())}  # gradio leaves a socket open for each it finds taken
         command = [sys.executable, __file__, "--serve", str(delay)]
@@ -134,6 +139,10 @@ class Page:
         """Resident set in MB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024
+
+    def files(self) -> int:
+        """Uploads, results and pictures on the disk."""
+        return sum(path.is_file() for name in ("tmp", "files") for path in (self.folder / name).rglob("*"))
 
     def close(self) -> None:
         self.process.terminate()
@@ -206,7 +215,7 @@ def width_of_answer(visitor: Visitor, message: dict[str, Any], folder: Path) -> 
 
 def load(page: Page, films: Path, users: int, requests: int) -> dict[str, Any]:
     """Phase 1."""
-    done, wrong, silences, pages, memory, lock = 0, [], [], [], [], threading.Lock()
+    done, wrong, silences, pages, memory, files, lock = 0, [], [], [], [], [], threading.Lock()
     stop = threading.Event()
 
     def use(number: int) -> None:
@@ -223,7 +232,9 @@ def load(page: Page, films: Path, users: int, requests: int) -> dict[str, Any]:
                 with lock:
                     done += 1
                     wrong.extend([] if found == width else [f"request {turn}: wanted {width}, got {found}"])
-                    memory.extend([page.memory()] if done % max(1, requests // MEASUREMENTS) == 0 else [])
+                    if done % max(1, requests // MEASUREMENTS) == 0:
+                        memory.append(page.memory())
+                        files.append(page.files())
             silences.append(visitor.silence)
 
     def look() -> None:
@@ -248,6 +259,7 @@ def load(page: Page, films: Path, users: int, requests: int) -> dict[str, Any]:
         "page_median_s": round(float(np.median(pages)), 3) if pages else None,
         "page_slowest_s": round(max(pages), 3) if pages else None,
         "memory_mb": [round(value, 1) for value in memory],
+        "files": files,
     }
 
 
@@ -268,7 +280,9 @@ def leave(page: Page, films: Path, leavers: int) -> dict[str, Any]:
     with Visitor(page) as last:
         message = last.segment(film(films, 66))
     waited = time.monotonic() - started
-    folders = [path.name for path in (page.folder / "tmp").glob("combo-result-*")]
+    for _ in range(50):  # the page is just removing the last one's
+        folders = [path.name for path in (page.folder / "tmp").glob(".page-*")]
+        time.sleep(0.1 if folders else 0)
     return {"leavers": leavers, "was_busy": busy, "next_visitor_s": round(waited, 1), "served": message["success"],
             "left": folders}  # fmt: skip
 
@@ -306,6 +320,7 @@ def main() -> None:
     parser.add_argument("--leavers", type=int, default=10)
     parser.add_argument("--queue", type=int, default=QUEUE, help=f"the page's limit, default {QUEUE}")
     parser.add_argument("--delay", type=float, default=0.2, help="seconds the model waits for each window")
+    parser.add_argument("--keep", type=int, default=60, help="seconds that files of visitors stay, default 60")
     parser.add_argument("--json", action="store_true", help="one line for programs")
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -313,7 +328,7 @@ def main() -> None:
         return serve(arguments.serve)
     work = Path(tempfile.mkdtemp(prefix="combo-load-"))
     (work / "films").mkdir()
-    page = Page(work, arguments.delay, arguments.queue)
+    page = Page(work, arguments.delay, arguments.queue, arguments.keep)
     try:
         found = {"memory_at_start_mb": round(page.memory(), 1)}
         found |= load(page, work / "films", arguments.users, arguments.requests)
