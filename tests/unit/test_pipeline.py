@@ -1,7 +1,6 @@
 """The pipeline on arrays in memory: windows, batches, rates, segments, errors. Films are in tests/integration."""
 
 import io
-import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
@@ -234,19 +233,6 @@ def test_open_files_are_read_as_bytes():
     for window, wanted in zip(opened, iter_windows(film, 5, 1, count=False), strict=True):
         np.testing.assert_array_equal(window.waveform, wanted.waveform)
         assert window.frames == wanted.frames
-
-
-@pytest.mark.slow
-def test_a_spawned_worker_prepares_the_windows(tiny_pipe):
-    source, before = make_input(2), multiprocessing.get_start_method()
-    multiprocessing.set_start_method("spawn", force=True)
-    try:
-        (result,) = tiny_pipe([source], num_workers=1, return_maps=True, progress=lambda done, total: None)
-        with pytest.raises(ValueError, match="a generator cannot be handed to a worker"):
-            list(tiny_pipe((source for _ in range(1)), num_workers=1))
-    finally:
-        multiprocessing.set_start_method(before, force=True)
-    np.testing.assert_array_equal(scores(result), scores(tiny_pipe(source, return_maps=True)))
 
 
 def test_the_random_state_of_the_caller_stays(tiny_pipe):
