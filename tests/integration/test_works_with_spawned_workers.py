@@ -23,9 +23,7 @@ def spawn() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_a_worker_prepares_the_windows(
-    tiny_pipe: AudioVisualSegmentationPipeline, spawn: None
-) -> None:
+def test_a_worker_prepares_the_windows(tiny_pipe: AudioVisualSegmentationPipeline, spawn: None) -> None:
     chance = np.random.default_rng(0)
     frames = list(chance.integers(0, 256, (2, 48, 64, 3), dtype=np.uint8))
     source = {"frames": frames, "audio": chance.normal(0, 0.1, 32000), "sampling_rate": 16000}
