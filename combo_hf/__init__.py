@@ -47,7 +47,9 @@ _PUBLIC = {
         "proposals.pregenerate": ["pregenerate"],
         "proposals_combo": ["SuperpixelProposals", "get_proposal_generator"],
         "results.follow": ["follow_label_maps"],
+        "results.live": ["LiveSegmenter"],
         "results.pictures": ["contact_sheet", "heat_map", "overlay", "summarize"],
+        "results.result": ["SegmentationResult"],
         "results.video": ["write_overlay_video"],
     }.items()
     for name in names
@@ -90,10 +92,12 @@ if TYPE_CHECKING:  # `X as X` is how type checkers are told that a name is publi
     from .proposals_combo import SuperpixelProposals as SuperpixelProposals
     from .proposals_combo import get_proposal_generator as get_proposal_generator
     from .results.follow import follow_label_maps as follow_label_maps
+    from .results.live import LiveSegmenter as LiveSegmenter
     from .results.pictures import contact_sheet as contact_sheet
     from .results.pictures import heat_map as heat_map
     from .results.pictures import overlay as overlay
     from .results.pictures import summarize as summarize
+    from .results.result import SegmentationResult as SegmentationResult
     from .results.video import write_overlay_video as write_overlay_video
 
 
@@ -202,6 +206,9 @@ def register() -> None:
     from .pipeline_combo import AudioVisualSegmentationPipeline
     from .processing_combo import ComboProcessor
 
+    AudioVisualSegmentationPipeline.make_result = staticmethod(
+        lambda *parts: importlib.import_module(f"{__name__}.results.result").SegmentationResult(*parts)
+    )
     AutoConfig.register("combo", ComboConfig, exist_ok=True)
     # A remote-code pipeline can only name a class of transformers: AutoModel gives the model that the task needs.
     AutoModel.register(ComboConfig, ComboForAudioVisualSegmentation, exist_ok=True)

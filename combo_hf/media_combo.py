@@ -17,6 +17,7 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image
 
+from .media_combo_shown import FRAME_OFFSET, Sampler, ShownPicture, Timed, check_fps, seconds_between
 from .media_combo_source import (
     MAX_SECONDS,
     SAMPLING_RATE,
@@ -49,8 +50,6 @@ __all__ = [
     "probe_media",
     "read_clip",
 ]
-
-FRAME_OFFSET = 15 / 16  # where the picture lies inside its second (or its 1/fps)
 
 
 @dataclass
@@ -170,7 +169,7 @@ def _whole_seconds(duration: float) -> int:
 def iter_clips(
     source: MediaSource,
     frames_per_clip: int = 5,
-    fps: int = 1,
+    fps: float | str = 1,
     start: float | None = None,
     stop: float | None = None,
     max_seconds: float | None = None,
@@ -181,8 +180,12 @@ def iter_clips(
 
     Args:
         source: path, bytes or http(s) URL.
-        frames_per_clip (`int`): seconds of a window; the last one is shorter.
-        fps (`int`): pictures per second n; picture j of second k is the one shown at k + (j + 15/16) / n.
+        frames_per_clip (`int`): seconds of a window (at less than one picture per second: pictures); the last one is
+            shorter.
+        fps: pictures per second n, a whole number; picture j of second k is the one shown at k + (j + 15/16) / n. Or
+            below 1: the picture at k + 15/16 of every (nearest whole number to 1/fps)th second. Or `"auto"`: the
+            picture at k + 15/16 of every second, where something moves also those 1/2, or 1/4, 1/2 and 3/4 s before;
+            from the beginning up to any second at most 2 per second.
         start, stop (`float`, *optional*): part of the video, in s. What lies before `start` is decoded and dropped.
         max_seconds (`float`, *optional*): a longer video is refused when the reading gets there, whatever its header
             says.
@@ -194,9 +197,8 @@ def iter_clips(
             is too long, or no such track.
         TypeError: another kind of source.
     """
-    for name, value in (("frames_per_clip", frames_per_clip), ("fps", fps)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+    if isinstance(frames_per_clip, bool) or not isinstance(frames_per_clip, (int, np.integer)) or frames_per_clip < 1:
+        raise ValueError(f"frames_per_clip must be an integer of at least 1, got {frames_per_clip!r}.")
     begin = 0.0 if start is None else float(start)
     end = math.inf if stop is None else float(stop)
     if not 0 <= begin < end:
@@ -204,12 +206,12 @@ def iter_clips(
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds must be above 0, got {max_seconds!r}.")
     limit = math.inf if max_seconds is None else float(max_seconds)
-    return _windows(source, int(frames_per_clip), int(fps), (begin, end, limit), (video_track, audio_track))
+    return _windows(source, int(frames_per_clip), check_fps(fps), (begin, end, limit), (video_track, audio_track))
 
 
 def read_clip(
     source: MediaSource,
-    fps: int = 1,
+    fps: float | str = 1,
     max_seconds: int = 600,
     video_track: int | None = None,
     audio_track: int | None = None,
@@ -233,7 +235,7 @@ def read_clip(
 def _windows(
     source: MediaSource,
     length: int,
-    fps: int,
+    fps: float | str,
     part: tuple[float, float, float],
     numbers: tuple[int | None, int | None],
 ) -> Iterator[Clip]:
@@ -242,26 +244,26 @@ def _windows(
         media = stack.enter_context(open_media(source))
         choice = choose_tracks(media, *numbers)
         track = picture_track(media, stack.enter_context(media.open()), choice)
-        seconds = _seconds(media, _limited(media, track, limit), track, fps, begin, end)
-        following: list[Image.Image] | None = next(seconds)
+        seconds = _seconds(media, _limited(media, track, limit), track, Sampler(fps), begin, end)
+        following: list[Timed] | None = next(seconds)
         sound = sound_track(media, stack.enter_context(media.open()), choice, track.origin)
         # sound and pictures are two passes: in one, an ill-interleaved file would pile up in memory
-        first = 0
+        first, length = 0, length * seconds_between(fps)
         while following is not None:
-            window: list[list[Image.Image]] = []
+            window: list[list[Timed]] = []
             while following is not None and len(window) < length:
                 window.append(following)
                 following = next(seconds, None)
             begin_sample = round(begin * SAMPLING_RATE) + first * SAMPLING_RATE
             count = len(window) * SAMPLING_RATE
-            frames = [frame for second in window for frame in second]
+            pictures = [picture for second in window for picture in second]
             yield Clip(
-                frames=frames,
+                frames=[image for _, image in pictures],
                 waveform=np.zeros(count, np.float32)
                 if sound is None
                 else sound.take(begin_sample, begin_sample + count),
                 sampling_rate=SAMPLING_RATE,
-                times=begin + first + (np.arange(len(frames)) + FRAME_OFFSET) / fps,
+                times=np.array([time for time, _ in pictures]),
                 start=begin + first,
                 index=first // length,
                 is_last=following is None,
@@ -294,48 +296,33 @@ def _seconds(
     media: MediaFile,
     pictures: Iterator[tuple[float, VideoFrame]],
     track: PictureTrack,
-    fps: int,
+    sampler: Sampler,
     begin: float,
     end: float,
-) -> Iterator[list[Image.Image]]:
-    """The `fps` pictures of each second after `begin`; a second is given once it is known to count."""
+) -> Iterator[list[Timed]]:
+    """The pictures of each second after `begin` with their times; a second is given once it is known to count."""
     limit = math.inf if end == math.inf else _whole_seconds(end - begin)
-    shown = _Shown(track)
-    second: list[Image.Image] = []
+    shown: ShownPicture | None = None
+    second: list[ShownPicture] = []
     done = 0
     for now, frame in pictures:
-        while done < limit and now > begin + done + (len(second) + FRAME_OFFSET) / fps:
-            second.append(shown.image())
-            if len(second) == fps:
-                yield second
+        while done < limit and now > begin + done + sampler.offsets[len(second)]:
+            assert shown is not None, "a picture is asked for before the first one was shown"
+            second.append(shown)
+            if len(second) == len(sampler.offsets):
+                yield sampler.take(begin, done, second)
                 second = []
                 done += 1
         if done >= limit:
             return
-        shown.show(frame)
+        shown = ShownPicture(frame, track.image)
     if track.end <= begin:
         raise media.error(f"ends at {track.end:.2f} s, before the wanted start at {begin:.2f} s.")
-    for _ in range(done, int(min(limit, _whole_seconds(track.end - begin)))):
-        second.extend([shown.image()] * (fps - len(second)))
-        yield second
+    assert shown is not None, "a track has at least one picture"
+    for index in range(done, int(min(limit, _whole_seconds(track.end - begin)))):
+        second.extend([shown] * (len(sampler.offsets) - len(second)))
+        yield sampler.take(begin, index, second)
         second = []
-
-
-class _Shown:
-    """The picture on the screen, converted to RGB at most once."""
-
-    def __init__(self, track: PictureTrack) -> None:
-        self._track = track
-        self._shown: VideoFrame | Image.Image | None = None
-
-    def show(self, frame: VideoFrame) -> None:
-        self._shown = frame
-
-    def image(self) -> Image.Image:
-        assert self._shown is not None, "a picture is asked for before the first one was shown"
-        if not isinstance(self._shown, Image.Image):
-            self._shown = self._track.image(self._shown)
-        return self._shown
 
 
 def load_audio(

@@ -1,4 +1,5 @@
-"""Decoded frames -> pictures as a player shows them: deinterlaced, upright, with square pixels, in SDR colours.
+"""Decoded frames -> pictures as a player shows them: deinterlaced, upright, with square pixels, in SDR colours; and
+which of them are taken.
 
 Sources: display matrix as in ISO 14496-12 and FFmpeg's `-autorotate`; BT.709 assumed from 720 lines up, as players do;
 PQ and HLG as in ITU-R BT.2100, brought to BT.709 by Reinhard's curve, 100 cd/m2 being 1.
@@ -6,14 +7,18 @@ PQ and HLG as in ITU-R BT.2100, brought to BT.709 by Reinhard's curve, 100 cd/m2
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 
 try:
@@ -23,7 +28,23 @@ try:
     from av.video.frame import VideoFrame
 except ImportError:  # the model itself needs no media files
     av = None  # type: ignore[assignment]
+try:
+    import cv2
+except ImportError:  # then every change counts as unexplained
+    cv2 = None
 
+
+FRAME_OFFSET = 15 / 16  # where the picture lies inside its second (or its 1/fps)
+AUTO = "auto"  # more pictures of the seconds in which something moves
+AUTO_RATES = (4, 2, 1)  # pictures of a second; always the one at FRAME_OFFSET, and others 1/rate s apart before it
+AUTO_BUDGET = 2  # pictures per second at most, counted from the beginning of the video
+AUTO_SAVED = 8  # pictures that quiet seconds can leave to later ones
+# Difference of grey values (0 to 255) that motion does not explain, over half a second and in the parts of a small
+# picture where it is largest, from which on so many are taken. Pans and zooms of photographs stay below 11.
+AUTO_CHANGE = {2: 12.0, 4: 24.0}
+LOOK_SIZE, LOOK_BLOCK = (160, 96), 8  # pixels of such a picture, width and height, and of its parts
+LIVELIEST = 0.03  # share of the parts that counts
+Timed = tuple[float, Image.Image]  # time in s and picture
 
 # Numbers of ITU-T H.273 and of FFmpeg.
 RGB, BT709, UNKNOWN, BT601, BT2020 = 0, 1, 2, 6, 9  # matrices
@@ -217,3 +238,95 @@ def _light(code: np.ndarray, transfer: int) -> np.ndarray:
     scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
     luma = scene @ np.array([0.2627, 0.6780, 0.0593])
     return np.asarray(1000 * luma[:, None] ** 0.2 * scene)
+
+
+def check_fps(fps: Any) -> float | str:
+    """Pictures per second: a whole number, below 1 the nearest 1/n, or `"auto"`.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(fps, str) and fps == AUTO:
+        return AUTO
+    if isinstance(fps, bool) or not isinstance(fps, (int, float, np.integer, np.floating)) or not 0 < fps < math.inf:
+        raise ValueError(f"fps must be a whole number, a number between 0 and 1, or 'auto'; got {fps!r}.")
+    if fps >= 1 and fps != int(fps):
+        raise ValueError(f"fps must be a whole number from 1 on, got {fps!r}.")
+    step = seconds_between(float(fps))
+    return int(fps) if fps >= 1 else 1 / step if step > 1 else 1
+
+
+def seconds_between(fps: float | str) -> int:
+    """Seconds from one picture to the next where there is less than one per second; otherwise 1."""
+    return 1 if isinstance(fps, str) else max(1, round(1 / fps))
+
+
+class Sampler:
+    """Which pictures of each second are taken, and at which times."""
+
+    def __init__(self, fps: float | str) -> None:
+        self._step = seconds_between(fps)
+        self._auto = isinstance(fps, str)
+        count = AUTO_RATES[0] if isinstance(fps, str) else max(1, int(fps))
+        # at "auto" those before the picture at FRAME_OFFSET, which is that of one picture per second
+        moments = range(1 - count, 1) if self._auto else range(count)
+        self.offsets = [
+            FRAME_OFFSET + index / count if self._auto else (index + FRAME_OFFSET) / count for index in moments
+        ]
+        self._saved = 0
+        self._before: ShownPicture | None = None
+
+    def take(self, begin: float, second: int, shown: list[ShownPicture]) -> list[Timed]:
+        """Of the pictures at the offsets of a second those that are taken; `begin`: of the reading, in s."""
+        if second % self._step:
+            return []
+        chosen = self._lively(shown) if self._auto else range(len(shown))
+        return [(begin + second + self.offsets[index], shown[index].image) for index in chosen]
+
+    def _lively(self, shown: list[ShownPicture]) -> range:
+        """More of them the more changes, as far as the budget goes."""
+        before = shown[0] if self._before is None else self._before
+        self._before, middle = shown[-1], len(shown) // 2
+        change = max(_unexplained(before, shown[:middle]), _unexplained(shown[middle - 1], shown[middle:]))
+        self._saved = min(self._saved + AUTO_BUDGET, AUTO_SAVED)
+        wanted = (rate for rate in AUTO_RATES if rate <= self._saved and change >= AUTO_CHANGE.get(rate, 0.0))
+        rate = next(wanted)
+        self._saved -= rate
+        step = len(shown) // rate
+        return range(step - 1, len(shown), step)
+
+
+def _unexplained(key: ShownPicture, way: list[ShownPicture]) -> float:
+    """How much the last picture of a way differs from the key where that is moved to resemble it, in grey values."""
+    moved, last = key.look, way[-1].look
+    if last is moved:
+        return 0.0
+    if cv2 is not None:
+        search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        search.setVariationalRefinementIterations(0)
+        flow = functools.reduce(  # step by step, which finds large motions
+            lambda found, picture: search.calc(picture.look, key.look, found), way, None
+        )
+        grid = np.stack(np.meshgrid(*map(np.arange, LOOK_SIZE)), -1).astype(np.float32)
+        moved = cv2.remap(key.look, grid + flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    difference = np.abs(moved.astype(np.int16) - last)
+    parts = difference.reshape(LOOK_SIZE[1] // LOOK_BLOCK, LOOK_BLOCK, -1, LOOK_BLOCK).mean((1, 3)).ravel()
+    most = max(1, round(LIVELIEST * len(parts)))
+    return float(np.sort(parts)[-most:].mean())
+
+
+class ShownPicture:
+    """A picture on the screen, converted at most once."""
+
+    def __init__(self, frame: VideoFrame, convert: Callable[[VideoFrame], Image.Image]) -> None:
+        self._frame, self._convert = frame, convert
+
+    @functools.cached_property
+    def image(self) -> Image.Image:
+        """As shown, RGB."""
+        return self._convert(self._frame)
+
+    @functools.cached_property
+    def look(self) -> np.ndarray:
+        """Small and grey, `LOOK_SIZE` whatever its shape, uint8, as coded."""
+        return self._frame.reformat(*LOOK_SIZE, "gray", interpolation="AREA").to_ndarray()

@@ -181,7 +181,8 @@ class ComboModel(ComboPreTrainedModel):
         Args:
             pixel_values: `(F, 3, H, W)` normalised frames, H and W multiples of 32.
             maskige_values: `(F, 3, H, W)` normalised Maskiges; `None` only if `config.use_maskige` is False.
-            input_features: `(F, 1, 96, 64)` log-mel examples, one per frame.
+            input_features: `(F, 1, 96, 64)` log-mel examples, one per frame; or `(F, D)`, what `embed_audio` made of
+                them, so that several frames of one second need it once.
             num_frames: `(B,)` frames of each clip, summing to F; `None`: one clip.
             output_auxiliary_logits: also return the predictions of the learned queries and of all layers but the last.
 
@@ -190,7 +191,8 @@ class ComboModel(ComboPreTrainedModel):
         """
         num_frames = check_inputs(self.config, pixel_values, maskige_values, input_features, num_frames)
         feature_maps = self.encoder(pixel_values, maskige_values)
-        audio = self.audio_encoder(input_features)
+        assert input_features is not None, "checked"
+        audio = input_features if input_features.ndim == 2 else self.audio_encoder(input_features)  # (F, D)
         features, scales = self.pixel_decoder(feature_maps)
         mask_features, fused_audio, attention = self.fusion(features, self._dropped(audio))
         projected = self.audio_projection(fused_audio)
@@ -266,6 +268,10 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
             if backbone is not None:
                 backbone.to(dtype)
         return self
+
+    def embed_audio(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Log-mel examples `(N, 1, 96, 64)` -> their embeddings `(N, D)`, which `forward` takes in their place."""
+        return self.model.audio_encoder(input_features)
 
     def save_pretrained(  # type: ignore[override]
         self,

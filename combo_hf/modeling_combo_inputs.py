@@ -51,7 +51,8 @@ def check_inputs(
         raise ValueError("maskige_values given, but this model was built with use_maskige=False; pass None.")
     if input_features is None:
         raise ValueError("input_features is missing: one log-mel example (1, 96, 64) per frame; silence is log(0.01).")
-    if tuple(input_features.shape) != (shape[0], 1, 96, 64):
+    embedded = (shape[0], config.audio_config["embedding_size"])
+    if tuple(input_features.shape) not in ((shape[0], 1, 96, 64), embedded):
         raise ValueError(f"input_features must be ({shape[0]}, 1, 96, 64), got {tuple(input_features.shape)}.")
     clips = frames_per_clip(num_frames, shape[0])
     if sum(clips) != shape[0] or min(clips) < 1:

@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader
 from transformers.pipelines.base import ChunkPipeline
 
 from .label_maps_combo import FrameLabels, are_finite, check_outputs, enlarge, fetch_frames, segment
+from .media_combo_shown import AUTO, check_fps
 from .modeling_combo import ComboForAudioVisualSegmentation
 from .pipeline_combo_inputs import (
     WANTED,
     PreparedWindows,
-    Window,
     WindowInputs,
     check_count,
     find_class_ids,
@@ -69,6 +69,10 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
 
     model: ComboForAudioVisualSegmentation
     processor: ComboProcessor
+
+    # (keys of a result, small pictures of its frames, peaks of its sound) -> the result. `combo_hf.register` puts its
+    # own here, whose results can be more than a dict: these files also run where the package is not installed.
+    make_result: Callable[[dict[str, Any], list[Image.Image], np.ndarray], dict[str, Any]] | None = None
 
     _load_processor = True  # type: ignore[assignment]
     _load_image_processor = False  # type: ignore[assignment]
@@ -116,10 +120,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
 
         Args:
             inputs: path, bytes, file opened as "rb", http(s) URL, [`Clip`], or a dict with `frames` (PIL images or
-                `(T, H, W, 3)`, `fps` per second), `audio` (array or `{"array", "sampling_rate"}`; `None` for silence),
-                `sampling_rate`, and optionally `maskiges` (one RGB image per frame) or `masks` (one bool `(K, H, W)`
-                per frame).
-            fps (`int`): frames per second to segment, default 1.
+                `(T, H, W, 3)`, `fps` per second), `audio` (array, `{"array", "sampling_rate"}` or `{"bytes"}`;
+                `None` for silence), `sampling_rate`, and optionally `maskiges` (one RGB image per frame) or `masks`
+                (one bool `(K, H, W)` per frame); or a row of a data set of ours.
+            fps: frames per second to segment, default 1; below 1 the nearest 1/n; `"auto"`: one, and up to four where
+                something moves (as in [`iter_clips`]); the others than the one are in `frames_between`.
             classes (`list[str]`): keep only these labels.
             threshold (`float`): pixels whose class has a smaller share of all class scores stay background, 0 to 1.
             min_area (`int`): drop segments of fewer pixels at source size.
@@ -133,10 +138,11 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             batch_size (`int`), num_workers (`int`): windows per batch; 1 worker prepares them beside the network.
 
         Returns:
-            `dict` per input: `frames`, a list of {`timestamp` (s), `segments` [{`label`, `score`, `mask` (PIL, L, 0
-            or 255)}], `label_map` `(H, W)` uint8}; `sampling_rate`, `size` (W, H), `fps`, `has_audio`, `labels` (id ->
-            name), `warnings` (damage found in the file). The score is the mean over the segment of its class's share
-            of all class scores, 0 to 1. Without a sound track `has_audio` is False and silence is used.
+            `dict` per input ([`SegmentationResult`] where the package is installed): `frames`, a list of {`timestamp`
+            (s), `segments` [{`label`, `score`, `mask` (PIL, L, 0 or 255)}], `label_map` `(H, W)` uint8};
+            `sampling_rate`, `size` (W, H), `fps`, `has_audio`, `labels` (id -> name), `warnings` (damage found in the
+            file). The score is the mean over the segment of its class's share of all class scores, 0 to 1. Without a
+            sound track `has_audio` is False and silence is used.
 
         Raises:
             ValueError: an empty list, unusable media (`MediaError`) or arrays; the message says what was wanted.
@@ -197,7 +203,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
 
     def _sanitize_parameters(
         self,
-        fps: int | None = None,
+        fps: float | str | None = None,
         classes: Sequence[str] | None = None,
         threshold: float | None = None,
         min_area: int | None = None,
@@ -215,7 +221,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         preprocess: dict[str, Any] = {}
         forward: dict[str, Any] = {}
         if fps is not None:
-            preprocess["fps"] = check_count("fps", fps, 1)
+            preprocess["fps"] = check_fps(fps)
         if progress is not None:
             if not callable(progress):
                 raise TypeError(f"progress must be callable with (done, total), got {type(progress).__name__}.")
@@ -238,7 +244,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         """Network inputs of every window of one input, packed along F, with the window itself beside them."""
         yield from self._window_inputs(**options)(source)
 
-    def _window_inputs(self, fps: int = 1, progress: Any = None, **reading: Any) -> WindowInputs:
+    def _window_inputs(self, fps: float | str = 1, progress: Any = None, **reading: Any) -> WindowInputs:
         config, count = self.model.config, progress is not None
         return WindowInputs(self.processor, config.num_frames, config.use_maskige, fps, count, reading)
 
@@ -255,27 +261,31 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             name: values.to(self.model.dtype) if torch.is_tensor(values) and values.is_floating_point() else values
             for name, values in batch["inputs"].items()
         }
+        inputs["input_features"] = self.model.embed_audio(inputs["input_features"])[inputs.pop("heard")]  # (F, D)
         outputs = self.model(**inputs)
         classes, masks = outputs.class_queries_logits.float(), outputs.masks_queries_logits.float()
         counts = [len(window.frames) for window in batch["windows"]]
         check_outputs(classes, masks, counts, None, finite=True)  # of which more below
         rows = [
-            (sum(counts[:number]) + row, picture)
+            (sum(counts[:number]) + row, picture, return_maps and not is_between)
             for number, window in enumerate(batch["windows"])
-            for row, picture in zip(window.packed_rows(), window.frames, strict=True)
+            for row, picture, is_between in zip(window.packed_rows(), window.frames, window.is_between, strict=True)
         ]
-        found = [self._label(classes[row], masks[row], picture.size, threshold, return_maps) for row, picture in rows]
+        found = [
+            self._label(classes[row], masks[row], picture.size, threshold, with_maps)
+            for row, picture, with_maps in rows
+        ]
         finite, frames = fetch_frames(are_finite(classes, masks), found)
         check_outputs(classes, masks, counts, None, finite)
         entries, windows = iter(zip(rows, frames, strict=True)), []
         for window in batch["windows"]:
             results = []
-            for time, ((row, picture), frame) in zip(window.times, entries, strict=False):
+            for time, ((row, picture, with_maps), frame) in zip(window.times, entries, strict=False):
                 entry = {"timestamp": float(time), **self._segments(frame, class_ids, min_area)}
-                if return_maps:
+                if with_maps:
                     entry |= {"image": picture, "maskige": self._maskige(batch["inputs"].get("maskige_values"), row)}
                 results.append(entry)
-            windows.append(_facts(window, results, return_maps))
+            windows.append(window.result(results, return_maps))
         return {"windows": windows}
 
     def _label(
@@ -374,27 +384,17 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             "frames": [frame for window in windows for frame in window["frames"]],
             "sampling_rate": first["sampling_rate"],
             "size": first["size"],
-            "fps": first["fps"],
+            "fps": 1 if first["fps"] == AUTO else first["fps"],
             "has_audio": any(window["has_audio"] for window in windows),
             "labels": {int(index): label for index, label in self.model.config.id2label.items()},
             "warnings": list(windows[-1]["warnings"]),
             **extra,
         }
+        if first["fps"] == AUTO:
+            result["frames_between"] = [frame for window in windows for frame in window["frames_between"]]
         if first["waveform"] is not None:
             result["waveform"] = np.concatenate([window["waveform"] for window in windows])
-        return result
-
-
-def _facts(window: Window, frames: list[dict[str, Any]], return_maps: bool) -> dict[str, Any]:
-    return {
-        "frames": frames,
-        "sampling_rate": window.sampling_rate,
-        "size": window.frames[0].size,
-        "fps": window.fps,
-        "has_audio": window.has_audio,
-        "index": window.index,
-        "is_last": window.is_last,
-        "total": window.total,
-        "warnings": window.warnings,
-        "waveform": window.waveform if return_maps else None,
-    }
+        if self.make_result is None:
+            return result
+        pictures = [picture for window in windows for picture in window["preview"][0]]
+        return self.make_result(result, pictures, np.concatenate([window["preview"][1] for window in windows]))

@@ -108,7 +108,7 @@ def predict_stages(settings: Settings, machine: Machine, case: str, backbone: st
         pipe = make_pipeline(backbone, settings)
         with stage_clocks(pipe, settings.device) as clocks:
             wall, cpu = time.perf_counter(), time.process_time()
-            predict_to_folder(pipe, video, Path(folder) / "out")
+            predict_to_folder(pipe, video, Path(folder) / "out", fps=1)
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     stages = {**clocks, "writing the video": (wall - sum(w for w, _ in clocks.values()),
                                               cpu - sum(c for _, c in clocks.values()))}  # fmt: skip

@@ -77,6 +77,8 @@ def predict(arguments: argparse.Namespace) -> int:
                     threshold=arguments.threshold, min_area=arguments.min_area, labels=arguments.labels,
                     follow=arguments.follow,
                     timelines=arguments.timeline or (),
+                    matte=arguments.matte_format if arguments.matte or arguments.matte_each else None,
+                    matte_each=arguments.matte_each, mask_rate=arguments.mask_rate,
                     batch_size=arguments.batch_size, masks=arguments.masks, summary=arguments.json,
                     sheet=arguments.sheet, classes=arguments.classes, video_track=arguments.video_track,
                     audio_track=arguments.audio_track)  # fmt: skip
@@ -157,12 +159,20 @@ def register(commands: Any) -> None:
     command.add_argument("--threshold", type=_share, default=0.0, metavar="SHARE", help=text)
     text = "leave out segments of fewer pixels"
     command.add_argument("--min-area", type=positive, default=0, metavar="PIXELS", help=text)
-    command.add_argument("--fps", type=positive, default=1, help="frames per second to segment, default 1")
+    text = "frames per second to segment, 0.2 or 4 for example; default auto: one, up to four where something moves"
+    command.add_argument("--fps", type=_rate, default="auto", metavar="auto|N", help=text)
     command.add_argument("--batch-size", type=positive, default=1, help="windows per batch, default 1")
     text = "number of the {} track to take, from 1; default: what a player would take"
     command.add_argument("--video-track", type=positive, metavar="N", help=text.format("picture"))
     command.add_argument("--audio-track", type=positive, metavar="N", help=text.format("sound"))
-    command.add_argument("--masks", action="store_true", help="also an index PNG per frame")
+    command.add_argument("--masks", action="store_true", help="also an index PNG per frame, its time in the name")
+    text = "one PNG per frame that was segmented (network, default), or per picture of the video"
+    command.add_argument("--mask-rate", choices=("network", "video"), default="network", help=text)
+    text = "also a video with an alpha channel, for editors: transparent where nothing sounds"
+    command.add_argument("--matte", action="store_true", help=text)
+    text = "ProRes 4444 (mov, default) or VP9 (webm)"
+    command.add_argument("--matte-format", choices=("mov", "webm"), default="mov", help=text)
+    command.add_argument("--matte-each", action="store_true", help="a matte for each class, in place of one for all")
     command.add_argument("--json", action="store_true", help="also a JSON file: labels, scores, areas per frame")
     text = "also what sounds when: subtitles (srt, vtt), a table (csv), a label track (audacity)"
     command.add_argument("--timeline", action="append", choices=TIMELINES, help=text)
@@ -205,6 +215,16 @@ def _names(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError(f"{text!r} holds no names")
     return names
+
+
+def _rate(text: str) -> float | str:
+    from combo_hf.media_combo_shown import AUTO, check_fps
+
+    try:
+        return check_fps(text if text == AUTO else float(text))
+    except ValueError:
+        wanted = "auto, a whole number of at least 1, or a number between 0 and 1"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
 
 
 def _share(text: str) -> float:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import math
+import operator
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +22,13 @@ from combo_hf.files.ahead import running_ahead
 from combo_hf.files.atomic import owned_prefix, remove_leftovers
 from combo_hf.files.download import DownloadError, download
 from combo_hf.media_combo import MediaError, probe_media
+from combo_hf.media_combo_shown import check_fps
 from combo_hf.media_combo_source import DOWNLOAD_SECONDS, MAX_DOWNLOAD_BYTES, MediaSource, address_name
+from combo_hf.pipeline_combo_inputs import sound_peaks
+from combo_hf.results.mattes import MaskPictures, Matte, write_mask
+from combo_hf.results.painting import MapSink
 from combo_hf.results.pictures import class_colors, contact_sheet, summarize, timeline
-from combo_hf.results.records import TIMELINES, Stretch, color_table, segment_record, write_timeline
+from combo_hf.results.records import TIMELINES, Stretch, result_record, segment_record, write_timeline
 from combo_hf.results.video import write_overlay_video
 
 
@@ -34,10 +40,12 @@ STAGE = ".combo"
 ATTEMPTS = 20  # to put a folder in the place of another run's
 SHEET_COLUMNS = 10
 BYTES_AHEAD = 1 << 25  # of label maps that wait for the writer: 36 of 720p
+MASK_RATES = ("network", "video")
+MATTES = {"mov": "matte", "webm": "webm"}  # form of a matte -> kind of result
 # Kind of result -> what follows the name of the video.
 ENDINGS = {"overlay": "_overlay.mp4", "masks": "_masks", "json": ".json", "sheet": "_sheet.png"}
+ENDINGS |= {"matte": "_matte.mov", "webm": "_matte.webm", "mattes": "_mattes"}
 ENDINGS |= {"srt": "_timeline.srt", "vtt": "_timeline.vtt", "csv": "_timeline.csv", "audacity": "_timeline.txt"}
-PEAKS_PER_SECOND = 200  # of the sound drawn below a contact sheet: an hour takes 6 MB, not 230
 
 
 @dataclass
@@ -72,7 +80,7 @@ def predict_to_folder(
     folder: str | Path,
     name: str | None = None,
     *,
-    fps: int = 1,
+    fps: float | str = "auto",
     batch_size: int = 1,
     masks: bool = False,
     summary: bool = False,
@@ -88,6 +96,9 @@ def predict_to_folder(
     min_area: int = 0,
     labels: bool = True,
     follow: bool = True,
+    matte: str | None = None,
+    matte_each: bool = False,
+    mask_rate: str = "network",
 ) -> Prediction:
     """Segment a video and write what was found; memory does not grow with the length of the video.
 
@@ -99,9 +110,14 @@ def predict_to_folder(
         source: path or http(s) URL.
         folder: made where it does not exist.
         name: what the files begin with; default the name of the source.
-        fps: frames per second to segment.
+        fps: frames per second to segment; below 1 the nearest 1/n. `"auto"`: one, and up to four where something moves
+            (as in [`iter_clips`]), for the masks that follow; all other files know the one only.
         batch_size: windows per batch.
         masks: also one index PNG (class numbers, coloured by a palette) per frame.
+        mask_rate: `network`: of the frames that were segmented; `video`: of every picture of the video.
+        matte: also a video with an alpha channel, every picture of the source and transparent where nothing sounds:
+            `mov` (ProRes 4444) or `webm` (VP9).
+        matte_each: a file for each class that is found, in a folder, in place of one for all.
         summary: also a JSON file: per frame the labels, scores and areas.
         sheet: also a contact sheet, of at most 10 frames evenly spread.
         keep: return so many frames, evenly spread, with all their maps.
@@ -117,29 +133,36 @@ def predict_to_folder(
     Raises:
         MediaError: the video cannot be read, has no pictures, or is too long.
         OSError: the folder cannot be written.
-        ValueError: `name` holds a folder, or a form of timelines that is not known.
+        ValueError: `name` holds a folder; a form of timelines or mattes or a rate of masks that is not known.
     """
     name = name or source_name(source)
     if name != Path(name).name or name == ".." or "\\" in name or "\0" in name:
         raise ValueError(f"name: wanted the name of a file without folders, got {name!r}.")
-    wanted = {"overlay": True, "masks": masks, "json": summary, "sheet": sheet}
-    if unknown := set(timelines) - set(TIMELINES):
-        raise ValueError(f"timelines: wanted some of {', '.join(TIMELINES)}, got {', '.join(sorted(unknown))}.")
-    kinds = [kind for kind, is_wanted in wanted.items() if is_wanted] + list(dict.fromkeys(timelines))
+    kinds = _kinds({"masks": masks, "json": summary, "sheet": sheet}, timelines, matte, matte_each)
+    if mask_rate not in MASK_RATES:
+        raise ValueError(f"mask_rate: wanted one of {', '.join(MASK_RATES)}, got {mask_rate!r}.")
+    fps = check_fps(fps)
     tracks: dict[str, Any] = {"video_track": video_track, "audio_track": audio_track}
-    with _local(source) as video, _staged(Path(folder), name, kinds) as stage:
-        columns = _columns(video, fps, max(keep, SHEET_COLUMNS if sheet else 0), tracks) if sheet or keep else []
-        collector = _Collector(pipe.model.config.num_labels or 1, stage.get("masks"), columns, classes)
+    with _local(source) as video, _staged(Path(folder), name, kinds) as stage, ExitStack() as stack:
+        rate = 1 if isinstance(fps, str) else fps
+        columns = _columns(video, rate, max(keep, SHEET_COLUMNS if sheet else 0), tracks) if sheet or keep else []
+        names = pipe.model.config.id2label
+        collector = _Collector(len(names), stage.get("masks"), columns, classes, write_masks=mask_rate == "network")
+        sinks: list[MapSink] = []
+        if masks and mask_rate == "video":
+            sinks.append(MaskPictures(stage["masks"], collector.colors))
+        if matte is not None:
+            place = next(stage[kind] for kind in (*MATTES.values(), "mattes") if kind in stage)
+            sinks.append(stack.enter_context(Matte(place, matte, names if matte_each else None)))
         windows = pipe.stream(
-            video, batch_size, fps=fps, return_maps=bool(columns), progress=progress, classes=classes,
-            max_seconds=max_seconds, threshold=threshold, min_area=min_area, **tracks)  # fmt: skip
+            video, batch_size, fps=fps if follow else rate, return_maps=bool(columns), progress=progress,
+            classes=classes, max_seconds=max_seconds, threshold=threshold, min_area=min_area, **tracks)  # fmt: skip
         # The network runs in here: the collector pulls windows of pictures through the pipeline, in a thread beside
         # this one, which decodes, paints and encodes, and a few maps ahead of it. So nothing piles up.
-        names = pipe.model.config.id2label if labels else None
         with running_ahead(collector.label_maps(windows), lambda timed: timed[1].nbytes, BYTES_AHEAD) as maps:
             write_overlay_video(
-                video, stage["overlay"], maps, collector.colors, fps=fps, labels=names, follow=follow, **tracks
-            )
+                video, stage["overlay"], maps, collector.colors, fps=rate, labels=names if labels else None,
+                follow=follow, sinks=sinks, **tracks)  # fmt: skip
             for _ in maps:  # a last picture may be shown for seconds: the overlay needs no maps for these, others do
                 pass
         if summary:
@@ -151,9 +174,21 @@ def predict_to_folder(
     files = {kind: Path(folder) / f"{name}{ENDINGS[kind]}" for kind in kinds}
     facts = collector.result
     return Prediction(
-        summarize(facts), facts["has_audio"], len(collector.facts) / fps, facts["warnings"], files, facts,
+        summarize(facts), facts["has_audio"], len(collector.facts) / rate, facts["warnings"], files, facts,
         collector.kept, np.concatenate(collector.peaks) if collector.peaks else None,
     )  # fmt: skip
+
+
+def _kinds(wanted: Mapping[str, bool], timelines: Sequence[str], matte: str | None, matte_each: bool) -> list[str]:
+    """The kinds of files to write."""
+    if unknown := set(timelines) - set(TIMELINES):
+        raise ValueError(f"timelines: wanted some of {', '.join(TIMELINES)}, got {', '.join(sorted(unknown))}.")
+    if matte is not None and matte not in MATTES:
+        raise ValueError(f"matte: wanted one of {', '.join(MATTES)}, got {matte!r}.")
+    if matte_each and matte is None:
+        raise ValueError("matte_each: say which kind of matte, matte='mov' for example.")
+    kinds = ["overlay", *(kind for kind, is_wanted in wanted.items() if is_wanted), *dict.fromkeys(timelines)]
+    return kinds + ([] if matte is None else ["mattes" if matte_each else MATTES[matte]])
 
 
 def source_name(source: MediaSource) -> str:
@@ -173,10 +208,17 @@ class _Collector:
     """Takes label maps out of the stream of windows, and on their way notes what the other files need."""
 
     def __init__(
-        self, num_labels: int, masks: Path | None, columns: Sequence[int], classes: Sequence[str] | None
+        self,
+        num_labels: int,
+        masks: Path | None,
+        columns: Sequence[int],
+        classes: Sequence[str] | None,
+        write_masks: bool,
     ) -> None:
         self.colors = class_colors(num_labels)
-        self.masks = masks
+        if masks is not None:
+            masks.mkdir()
+        self.masks = masks if write_masks else None
         self.columns = frozenset(columns)
         self.kept: list[dict[str, Any]] = []
         self.facts: list[dict[str, Any]] = []
@@ -184,16 +226,16 @@ class _Collector:
         self.result: dict[str, Any] = {"frames": self.facts, "has_audio": False, "fps": 1, "classes": classes}
 
     def label_maps(self, windows: Iterator[dict[str, Any]]) -> Iterator[tuple[float, np.ndarray]]:
-        """(timestamp, label map (H, W)) of every frame."""
-        if self.masks is not None:
-            self.masks.mkdir()
+        """(timestamp, label map (H, W)) of every frame, those between the others included."""
         for window in windows:
             self.result["has_audio"] |= window["has_audio"]
             self.result.update({key: window[key] for key in ("labels", "size", "fps", "warnings")})
             if self.columns:
-                self.peaks.append(_peaks(window["waveform"], window["sampling_rate"]))
+                self.peaks.append(sound_peaks(window["waveform"], window["sampling_rate"]))
             for frame in window["frames"]:
                 self._note(frame)
+            moments = [*window["frames"], *window.get("frames_between", ())]
+            for frame in sorted(moments, key=operator.itemgetter("timestamp")):
                 yield frame["timestamp"], frame["label_map"]
 
     def _note(self, frame: dict[str, Any]) -> None:
@@ -204,16 +246,11 @@ class _Collector:
         if number in self.columns:
             self.kept.append({key: value for key, value in frame.items() if key != "scores"})
         if self.masks is not None:
-            picture = Image.fromarray(frame["label_map"].astype(np.uint8))
-            picture.putpalette(self.colors.tobytes())
-            picture.save(self.masks / f"{number:06d}_{frame['timestamp']:.3f}s.png")
+            write_mask(self.masks, number, frame["timestamp"], frame["label_map"], self.colors)
 
     def report(self, source: MediaSource) -> dict[str, Any]:
         """The JSON file; `docs/results.md` says what is in it."""
-        facts = {key: self.result[key] for key in ("size", "fps", "has_audio", "labels", "warnings")}
-        stretches = [{"label": label, "start": start, "end": end} for label, start, end in self.stretches()]
-        found = {"summary": summarize(self.result), "stretches": stretches, "frames": self.facts}
-        return {"source": display_name(source), **facts, "colors": color_table(self.result["labels"]), **found}
+        return {"source": display_name(source), **result_record(self.result)}
 
     def stretches(self) -> list[Stretch]:
         """What sounds when."""
@@ -227,16 +264,9 @@ class _Collector:
         return contact_sheet(kept, np.concatenate(self.peaks), summary=summarize(self.result))
 
 
-def _columns(source: MediaSource, fps: int, most: int, tracks: dict[str, int | None]) -> list[int]:
-    count = max(1, probe_media(source, **tracks).seconds * fps)
+def _columns(source: MediaSource, fps: float, most: int, tracks: dict[str, int | None]) -> list[int]:
+    count = max(1, math.ceil(probe_media(source, **tracks).seconds * fps))
     return sorted({0, *np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()})
-
-
-def _peaks(waveform: np.ndarray, rate: int) -> np.ndarray:
-    """Lowest and highest sample of every stretch, alternating: drawn, it looks like the waveform."""
-    step = max(1, rate // PEAKS_PER_SECOND)
-    padded = np.pad(waveform, (0, -len(waveform) % step)).reshape(-1, step)
-    return np.stack([padded.min(1), padded.max(1)], axis=1).ravel()
 
 
 @contextmanager

@@ -7,6 +7,8 @@ right or at the bottom.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Protocol
 
 import av
 import numpy as np
@@ -28,6 +30,19 @@ LUMA = {
 LUMA_BT601 = (0.299, 0.587, 0.114)
 # Box, keep and add of a part of a plane: value * keep + add, / 256.
 Patch = tuple[tuple[slice, slice], np.ndarray, np.ndarray]
+
+
+class MapSink(Protocol):
+    """What is made of the label map of every picture beside the overlay; its calls come in the order below."""
+
+    def open(self, track: PictureTrack, zero: Fraction) -> None:
+        """The pictures' track, and what becomes 0 on its clock, in s."""
+
+    def write(self, frame: VideoFrame, label_map: np.ndarray, ticks: int) -> None:
+        """A picture with its map (H, W), shown from `ticks` of the track on."""
+
+    def finish(self, ticks: int) -> None:
+        """The end of the last picture."""
 
 
 class Painter:
@@ -76,6 +91,11 @@ class Painter:
                 mixed += add
                 np.right_shift(mixed, 8, out=part, casting="unsafe")
         return picture
+
+    @property
+    def label_map(self) -> np.ndarray:
+        """The map (H, W) that is due; empty before the first one."""
+        return np.zeros(self._track.size[::-1], np.uint8) if self._map is None else self._map
 
     def advance(self, slot: int) -> bool:
         """Take maps up to the one of this slot; whether another one is due now.

@@ -9,11 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from combo_hf.results.pictures import class_colors
+from combo_hf.results.pictures import class_colors, summarize, timeline
 
 
 TIMELINES = ("srt", "vtt", "csv", "audacity")
 Stretch = tuple[str, float, float]  # label, start and end in s
+
+
+def result_record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What was found as plain data, for the JSON file; `docs/results.md` says what is in it.
+
+    Args:
+        result: as the pipeline returns it, but the segments of its frames are records ([`segment_record`]).
+    """
+    facts = {key: result[key] for key in ("size", "fps", "has_audio", "labels", "warnings")}
+    found = timeline(result["frames"], result["fps"])
+    stretches = [{"label": label, "start": start, "end": end} for label, start, end in found]
+    seen = {"summary": summarize(result), "stretches": stretches, "frames": list(result["frames"])}
+    return {**facts, "colors": color_table(result["labels"]), **seen}
 
 
 def segment_record(segment: Mapping[str, Any], index: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from PIL import Image
 
 from combo_hf.files.atomic import replacing
@@ -31,7 +32,7 @@ from combo_hf.media_combo_source import (
 )
 from combo_hf.media_combo_tracks import PictureTrack, SoundTrack, picture_track, sound_track
 from combo_hf.results.follow import follow_small_pictures, small_picture
-from combo_hf.results.painting import Painter, even, plane_values
+from combo_hf.results.painting import MapSink, Painter, even, plane_values
 
 
 ENDINGS = (".mp4", ".m4v", ".mov")
@@ -57,6 +58,7 @@ def write_overlay_video(
     audio_track: int | None = None,
     labels: Mapping[int, str] | None = None,
     follow: bool = False,
+    sinks: Sequence[MapSink] = (),
 ) -> Path:
     """Paint label maps over a video as it is shown, at its resolution and with its time stamps and sound.
 
@@ -75,6 +77,7 @@ def write_overlay_video(
         video_track, audio_track (`int`, *optional*): as in [`iter_clips`].
         labels (`dict`, *optional*): class number -> name; written on the objects, with a legend of the colours.
         follow: move the maps along with the pictures ([`follow_label_maps`]): every picture gets a map of its own.
+        sinks: get every picture with its label map as well.
 
     Returns:
         `Path`: what was written. Sound in AAC or MP3 is copied, other sound encoded as AAC with the same channels.
@@ -91,21 +94,29 @@ def write_overlay_video(
         track = picture_track(media, video, choice)
         # one zero for both tracks keeps the sound where it was
         zero = Fraction(video.start_time or 0, av.time_base)
-        with _mp4(path, media.error) as output:
-            pictures = _PictureWriter(output, track, zero)
+        with container(path, media.error) as output:
+            pictures = PictureWriter(output, track, zero)
             sound = _SoundWriter(output, sound_track(media, sound_video, choice, zero), zero)
             maps = _followed(media, choice, label_maps, fps) if follow else label_maps
             painter = Painter(maps, colors, 1 if follow else fps, alpha, track, labels)
+            for sink in sinks:
+                sink.open(track, zero)
             count = 0
             for index, (now, frame, shown_for) in enumerate(_moments(track, fps)):
                 changed = painter.advance(index if follow else int(now * fps + 1e-9))
                 if changed or not shown_for:  # a still picture is shown anew where the map changes
-                    pictures.write(painter.mix(frame), (frame.pts or 0) + pictures.ticks(shown_for))
+                    ticks = (frame.pts or 0) + pictures.ticks(shown_for)
+                    pictures.write(painter.mix(frame), ticks)
+                    for sink in sinks:
+                        sink.write(frame, painter.label_map, ticks)
                 sound.write_until(now)
                 count += not shown_for
                 if progress is not None and not shown_for:
                     progress(count, track.stream.frames or None)
-            pictures.finish(pictures.ticks(track.end) + track.first)
+            end = pictures.ticks(track.end) + track.first
+            pictures.finish(end)
+            for sink in sinks:
+                sink.finish(end)
             sound.write_until(math.inf)
     return path
 
@@ -125,7 +136,9 @@ def _moments(track: PictureTrack, fps: float) -> Iterator[tuple[float, VideoFram
     """Time, picture, and s that it has been shown for: a still picture comes again where a map may change."""
     for now, frame, until in _with_ends(track):
         yield now, frame, 0.0
-        for slot in _slots_within(now, until, fps):
+        if until - now < STILL_SECONDS:
+            continue
+        for slot in range(int(now * fps) + 1, math.ceil(until * fps - 1e-6)):
             yield slot / fps, frame, slot / fps - now
 
 
@@ -148,13 +161,6 @@ def _followed(
             yield index, label_map if label_map.shape == size else np.zeros(size, np.uint8)
 
 
-def _slots_within(now: float, until: float, fps: float) -> range:
-    """Slots of maps that begin while a still picture is shown; none for a picture of a moving video."""
-    if until - now < STILL_SECONDS:
-        return range(0)
-    return range(int(now * fps) + 1, math.ceil(until * fps - 1e-6))
-
-
 def _check_painting(source: MediaSource, path: Path, colors: np.ndarray, fps: float, alpha: float) -> None:
     if colors.ndim != 2 or colors.shape[1] != 3 or colors.dtype != np.uint8:
         raise ValueError(f"colors must be (K, 3) uint8, got {colors.shape} {colors.dtype}.")
@@ -165,21 +171,30 @@ def _check_painting(source: MediaSource, path: Path, colors: np.ndarray, fps: fl
             raise ValueError(f"{path.name} is the video itself; write the overlay to another file.")
 
 
-class _PictureWriter:
-    """Encodes pictures as H.264 at their times; each is shown until the next one.
+class PictureWriter:
+    """Encodes pictures at their times; each is shown until the next one.
 
     Args:
         output: the video to write.
         track: of the source.
         zero: s on the source's clock that become 0.
+        encoder, pixels, options: of FFmpeg; default H.264 as overlays have it.
     """
 
-    def __init__(self, output: OutputContainer, track: PictureTrack, zero: Fraction) -> None:
+    def __init__(
+        self,
+        output: OutputContainer,
+        track: PictureTrack,
+        zero: Fraction,
+        encoder: str = "libx264",
+        pixels: str = "yuv420p",
+        options: Mapping[str, str] = OVERLAY_OPTIONS,
+    ) -> None:
         rate, regular_rate = track.stream.average_rate or 25, track.stream.guessed_rate or 25
         # Pictures out of order lose how long each of them is shown, which only stills make visible.
         order = {"bf": "0"} if rate < 0.9 * regular_rate else {}
-        stream = output.add_stream("libx264", rate=rate, options={**OVERLAY_OPTIONS, **order})
-        stream.pix_fmt = "yuv420p"
+        stream: VideoStream = output.add_stream(encoder, rate=rate, options={**options, **order})  # type: ignore[assignment]
+        stream.pix_fmt = pixels
         stream.width, stream.height = (side + side % 2 for side in track.size)
         codec = stream.codec_context
         stream.time_base = codec.time_base = track.time_base
@@ -312,7 +327,7 @@ def write_video(
         raise ValueError(f"fps must be above 0, got {fps}.")
     sound = np.zeros(0, np.float32) if waveform is None else _check_sound(waveform, sampling_rate)
     rate = Fraction(fps).limit_denominator(1001)
-    with _mp4(path, lambda reason: MediaError(f"{path.name}: {reason}")) as output:
+    with container(path, lambda reason: MediaError(f"{path.name}: {reason}")) as output:
         pictures = output.add_stream("libx264", rate=rate, options=X264_OPTIONS)
         pictures.pix_fmt = "yuv420p"
         voice = None if waveform is None else output.add_stream("aac", rate=sampling_rate, layout="mono")
@@ -352,14 +367,15 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _mp4(path: Path, blame: Callable[[str], MediaError]) -> Iterator[OutputContainer]:
-    """An mp4 that appears at `path` once it is complete.
+def container(path: Path, blame: Callable[[str], MediaError], kind: str = "mp4") -> Iterator[OutputContainer]:
+    """A video file that appears at `path` once it is complete; `kind`: mp4, mov or webm.
 
     What FFmpeg says about it names temporary files, so only the reason is passed on, through `blame`.
     """
     with replacing(path) as temporary:
         try:
-            with av.open(f"file:{temporary}", "w", format="mp4", options={"movflags": "+faststart"}) as output:
+            options = {} if kind == "webm" else {"movflags": "+faststart"}
+            with av.open(f"file:{temporary}", "w", format=kind, options=options) as output:
                 yield output
         except av.error.FFmpegError as error:
             raise blame(f"the video cannot be written: {error.strerror or type(error).__name__}.") from None

@@ -3,23 +3,29 @@
     python tests/programs/follow_masks.py --clips 20
 
 The masks of one picture a second (true ones, and those of the bundled network for drawn scenes) are painted over their
-whole second, as the nearest one in time, and moved along by `follow_label_maps`. Prints CPU ms per picture, too.
+whole second, as the nearest one in time, and moved along by `follow_label_maps`; those of 2, of 4 and of "auto"
+pictures a second are moved along, too. Prints how many pictures the network sees, and CPU ms per picture painted.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 import combo_hf
 from combo_hf.data.synthetic.clip import CATEGORIES, SyntheticClip, synthesize_clip
 from combo_hf.metrics import jaccard
+from combo_hf.pipeline_combo import AudioVisualSegmentationPipeline
+from combo_hf.results.video import write_video
 
 
 RATE = 25
+RATES = (1, "auto", 2, 4)
 DRAWN = combo_hf.ASSETS / "demo"
 
 
@@ -47,33 +53,55 @@ def score(maps: list[np.ndarray], truths: list[np.ndarray]) -> float:
     return 100 * jaccard((np.stack(maps) > 0).astype(np.float32), (np.stack(truths) > 0).astype(np.uint8))
 
 
+class Scores:
+    """M_J of every way of painting, for true masks and those of the network; and what it costs."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, dict[str, list[float]]] = {"true masks": {}, "bundled network": {}}
+        self.seen: dict[str, list[float]] = {}  # pictures per second that the network sees
+        self.spent, self.pictures = 0.0, 0
+
+    def add(self, clip: SyntheticClip, pipe: AudioVisualSegmentationPipeline, folder: Path) -> None:
+        """Score one clip."""
+        times, shown, truths = map(list, zip(*truth(clip), strict=True))
+        video = write_video(folder / "clip.mp4", shown, RATE, clip.waveform, clip.sampling_rate)
+        for rate in RATES:
+            result = pipe(str(video), fps=rate)
+            frames = sorted([*result["frames"], *result.get("frames_between", ())], key=lambda one: one["timestamp"])
+            moments = [frame["timestamp"] for frame in frames]
+            self.seen.setdefault(str(rate), []).append(len(frames) / len(clip.frames))
+            found = [np.asarray(frame["label_map"], np.uint8) for frame in frames]
+            true = [truths[int(moment * RATE + 1e-6)] for moment in moments]
+            for name, maps in (("true masks", true), ("bundled network", found)):
+                keys = list(zip(moments, maps, strict=True))
+                start = time.process_time()
+                followed = list(combo_hf.follow_label_maps(zip(times, shown, strict=True), keys))
+                self.spent, self.pictures = self.spent + time.process_time() - start, self.pictures + len(times)
+                ways = {f"followed, {rate}": followed}
+                if rate == 1:
+                    ways = {"its second": held(times, keys, False), "nearest": held(times, keys, True), **ways}
+                for way, painted in ways.items():
+                    self.rows[name].setdefault(way, []).append(score(painted, truths))
+
+
 def main() -> None:
     """Print a row for each kind of masks."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--clips", type=int, default=20)
     parser.add_argument("--seed", type=int, default=77)
     arguments = parser.parse_args()
-    pipe = combo_hf.load_pipeline(DRAWN)
-    rows: dict[str, list[list[float]]] = {"true masks": [], "bundled network": []}
-    spent = pictures = 0.0
-    for index in range(arguments.clips):
-        clip = synthesize_clip("ms3", arguments.seed, index, "test")
-        times, shown, truths = map(list, zip(*truth(clip), strict=True))
-        seen = [second + 15 / 16 for second in range(len(clip.frames))]
-        result = pipe({"frames": clip.frames, "audio": clip.waveform, "sampling_rate": clip.sampling_rate})
-        found = [np.asarray(frame["label_map"], np.uint8) for frame in result["frames"]]
-        for name, maps in (("true masks", clip.masks), ("bundled network", found)):
-            keys = list(zip(seen, maps, strict=True))
-            start = time.process_time()
-            followed = list(combo_hf.follow_label_maps(zip(times, shown, strict=True), keys))
-            spent, pictures = spent + time.process_time() - start, pictures + len(times)
-            ways = (held(times, keys, False), held(times, keys, True), followed)
-            rows[name].append([score(way, truths) for way in ways])
-    print(f"{arguments.clips} clips of kind ms3, seed {arguments.seed}, {RATE} pictures and one mask a second, M_J")
-    print(f"{'':16} {'its second':>12} {'nearest':>12} {'followed':>12}")
-    for name, values in rows.items():
-        print(f"{name:16} " + " ".join(f"{value:12.1f}" for value in np.mean(values, axis=0)))
-    print(f"following: {1000 * spent / pictures:.1f} CPU ms a picture of 224 x 224")
+    pipe, scores = combo_hf.load_pipeline(DRAWN), Scores()
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(arguments.clips):
+            scores.add(synthesize_clip("ms3", arguments.seed, index, "test"), pipe, Path(folder))
+    print(f"{arguments.clips} clips of kind ms3, seed {arguments.seed}, {RATE} pictures a second, M_J")
+    ways = list(scores.rows["true masks"])
+    print(f"{'':24} " + " ".join(f"{way:>14}" for way in ways))
+    for name, values in scores.rows.items():
+        print(f"{name:24} " + " ".join(f"{np.mean(values[way]):14.1f}" for way in ways))
+    seen = [np.mean(scores.seen[way.partition(", ")[2] or "1"]) for way in ways]
+    print(f"{'network pictures a second':24} " + " ".join(f"{value:14.2f}" for value in seen))
+    print(f"following: {1000 * scores.spent / scores.pictures:.1f} CPU ms a picture of 224 x 224")
 
 
 if __name__ == "__main__":

@@ -72,6 +72,13 @@ def test_predict_writes_what_was_asked_for(capsys, film, tiny_folder, tmp_path):
     assert "bundled" not in stdout
 
 
+@pytest.mark.parametrize("option", [["--classes", "bird, dog"], ["--matte"], ["--fps", "auto"], ["--timeline", "srt"]])
+def test_no_option_of_predict_takes_the_file(option):
+    arguments = cli.build_parser().parse_args(["predict", "--output", "out", *option, "street.mp4"])
+    assert arguments.source == ["street.mp4"]
+    assert arguments.classes == (["bird", "dog"] if option[0] == "--classes" else None)
+
+
 def test_predict_replaces_older_results(capsys, film, tiny_folder, tmp_path):
     (tmp_path / "street scene_masks").mkdir()
     (tmp_path / "street scene_masks" / "old.png").touch()
@@ -113,6 +120,9 @@ def test_bad_films(capsys, tiny_folder, tmp_path, name, content, words):
         (["nosuch"], ["nosuch"]),
         (["predict"], ["source", "--output"]),
         (["predict", "FILM", "--output", "OUT", "--fps", "0"], ["--fps", "'0'"]),
+        (["predict", "FILM", "--output", "OUT", "--fps", "often"], ["--fps", "'often' is not auto, a whole number"]),
+        (["predict", "FILM", "--output", "OUT", "--fps", "1.5"], ["--fps", "'1.5'"]),
+        (["predict", "FILM", "--output", "OUT", "--matte-format", "avi"], ["--matte-format", "avi"]),
         (["predict", "FILM", "--output", "OUT", "--batch-size", "x"], ["--batch-size"]),
         (["predict", "FILM", "--output", "OUT", "--device", "nosuch"], ["--device", "nosuch"]),
         (["predict", "FILM", "--output", "OUT", "--model", "nosuch"], ["nosuch: no such folder"]),

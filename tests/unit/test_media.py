@@ -103,7 +103,10 @@ def test_part_of_a_film(
     [
         ({"frames_per_clip": 0}, "frames_per_clip must be an integer of at least 1, got 0"),
         ({"frames_per_clip": True}, "frames_per_clip must be an integer"),
-        ({"fps": 0.5}, "fps must be an integer of at least 1, got 0.5"),
+        ({"fps": 1.5}, "fps must be a whole number from 1 on, got 1.5"),
+        ({"fps": 0}, "fps must be a whole number, a number between 0 and 1, or 'auto'; got 0"),
+        ({"fps": float("nan")}, "fps must be a whole number, a number between 0 and 1"),
+        ({"fps": "often"}, "or 'auto'; got 'often'"),
         ({"start": -1}, "0 <= start < stop, got -1 and None"),
         ({"start": 2, "stop": 2}, "0 <= start < stop, got 2 and 2"),
         ({"start": float("nan")}, "0 <= start < stop"),
@@ -112,6 +115,44 @@ def test_part_of_a_film(
 def test_impossible_windows(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         iter_clips("never opened.mp4", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("fps", "frames_per_clip", "numbers", "seconds"),
+    [
+        (0.5, 5, [[23, 73]], [3]),
+        (0.4, 1, [[23], [73]], [2, 1]),  # the nearest is every second second
+        (1 / 3, 1, [[23]], [3]),
+        (0.01, 2, [[23]], [3]),
+        (0.9, 5, [[23, 48, 73]], [3]),
+    ],
+)
+def test_less_than_one_picture_per_second(
+    film: Path, fps: float, frames_per_clip: int, numbers: list[list[int]], seconds: list[int]
+) -> None:
+    """Seconds are left out of what one picture per second gives; the sound is whole."""
+    clips = list(iter_clips(film, frames_per_clip, fps))
+    assert [[number(frame) for frame in clip.frames] for clip in clips] == numbers
+    assert [len(clip.waveform) for clip in clips] == [SAMPLING_RATE * count for count in seconds]
+    assert np.array_equal(np.concatenate([clip.waveform for clip in clips]), read_clip(film).waveform)
+    for clip, row in zip(clips, numbers, strict=True):
+        assert clip.times.tolist() == [value // 25 + 15 / 16 for value in row]
+
+
+def test_more_pictures_where_something_moves(tmp_path: Path) -> None:
+    """Three quiet seconds, then three of noise: one picture each, then four and two, as the budget allows."""
+    quiet, rng = np.full((48, 64, 3), 90, np.uint8), np.random.default_rng(0)
+    noisy = [rng.integers(0, 2, (6, 8, 1), np.uint8).repeat(8, 0).repeat(8, 1).repeat(3, 2) * 200 for _ in range(24)]
+    path = write_video(tmp_path / "a.mp4", [quiet] * 24 + noisy, 8)
+    clip = read_clip(path, fps="auto")
+    counts = np.bincount(clip.times.astype(int))
+    assert counts.tolist() == [1, 1, 1, 4, 2, 2]
+    assert clip.times[2:9].tolist() == [2.9375, 3.1875, 3.4375, 3.6875, 3.9375, 4.4375, 4.9375]
+    plain = read_clip(path)
+    places = [clip.times.tolist().index(time) for time in plain.times]
+    assert [clip.frames[place] for place in places] == plain.frames
+    parts = list(iter_clips(path, 2, "auto"))
+    assert np.concatenate([part.times for part in parts]).tolist() == clip.times.tolist()
 
 
 def test_start_after_the_end(film: Path) -> None:

@@ -201,6 +201,18 @@ def test_sound_reaches_the_masks():
         assert not torch.allclose(one, other)
 
 
+def test_embedded_sound_takes_the_place_of_its_spectrum():
+    model = tiny()
+    inputs = make_inputs(model.config, [3], 64)
+    with torch.no_grad():
+        embedded = model.embed_audio(inputs["input_features"])
+    assert embedded.shape == (3, model.config.audio_config["embedding_size"])
+    for whole, short in zip(
+        forward(model, inputs), forward(model, {**inputs, "input_features": embedded}), strict=True
+    ):
+        torch.testing.assert_close(short, whole)
+
+
 def test_loss_is_the_sum_of_its_named_terms_and_lists_every_layer():
     model = tiny().train()
     inputs = make_inputs(model.config, [5, 5], side=64)

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
 from PIL import Image
 
 import combo_hf
 from combo_hf.pipeline_combo_inputs import iter_windows
+from combo_hf.results.video import write_video
 
 
 RATE = 16000
@@ -120,6 +122,63 @@ def test_more_frames_per_second_are_phases_of_one_per_second(tiny_pipe, fps, bat
         np.testing.assert_allclose(scores(one), scores(result)[phase::fps], atol=1e-5)
 
 
+@pytest.fixture
+def lively(tmp_path):
+    """Seven seconds in which everything changes all the time."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (6, 8, 3), np.uint8).repeat(10, 0).repeat(10, 1) for _ in range(56)]
+    return write_video(tmp_path / "lively.mp4", pictures, 8, rng.normal(0, 0.1, 7 * RATE).astype(np.float32))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_auto_adds_frames_to_those_of_one_per_second(tiny_pipe, lively, batch_size):
+    seconds = []
+    hook = tiny_pipe.model.model.audio_encoder.register_forward_hook(lambda _, inputs, out: seconds.append(len(out)))
+    result = tiny_pipe(str(lively), fps="auto", batch_size=batch_size, return_maps=True)
+    hook.remove()
+    assert sum(seconds) == 7, "a second of sound was encoded more than once"
+    plain = tiny_pipe(str(lively), return_maps=True)
+    assert result["fps"] == plain["fps"] == 1 and times(result) == times(plain)
+    np.testing.assert_allclose(scores(result), scores(plain), atol=1e-5)
+    np.testing.assert_array_equal(result["waveform"], plain["waveform"])
+    assert [frame["timestamp"] for frame in result["frames_between"]] == [k + 7 / 16 for k in range(7)]
+    four = tiny_pipe(str(lively), fps=16)  # has the pictures at k + 7/16 - 1/256, which are the same ones
+    for frame in result["frames_between"]:
+        assert set(frame) == {"timestamp", "segments", "label_map"}
+        same = min(four["frames"], key=lambda entry: abs(entry["timestamp"] - frame["timestamp"]))
+        np.testing.assert_array_equal(frame["label_map"], same["label_map"])
+    assert "frames_between" not in plain
+
+
+def test_a_clip_read_at_auto(tiny_pipe):
+    """Its times say which frames are those of one per second, and which sound each hears."""
+    source, places = make_input(6, 4), [3, 5, 7, 8, 9, 10, 11, 15, 19, 23]
+    clip = combo_hf.Clip(
+        frames=[source["frames"][place] for place in places], waveform=source["audio"].astype(np.float32),
+        sampling_rate=RATE, times=np.array([place // 4 + (place % 4 + 0.75) / 4 for place in places]), start=0.0,
+        index=0, is_last=True, has_audio=True)  # fmt: skip
+    result = tiny_pipe(clip, return_maps=True)
+    plain = tiny_pipe({**source, "frames": source["frames"][3::4]}, return_maps=True)
+    np.testing.assert_allclose(scores(result), scores(plain), atol=1e-5)
+    assert [frame["timestamp"] for frame in result["frames_between"]] == [1.4375, 2.1875, 2.4375, 2.6875]
+
+
+def test_less_than_one_frame_per_second(tiny_pipe, lively):
+    """Each frame is segmented as a clip of its own, with the sound of its second."""
+    result, plain = (tiny_pipe(str(lively), fps=fps, return_maps=True) for fps in (0.5, 1))
+    assert result["fps"] == 0.5 and times(result) == times(plain)[::2]
+    np.testing.assert_array_equal(result["waveform"], plain["waveform"])
+    source = make_input(14)
+    every = tiny_pipe({**source, "frames": source["frames"][::2]}, fps=0.5, return_maps=True)
+    assert times(every) == [2 * k + 15 / 16 for k in range(7)]
+    for second in (0, 2, 12):
+        part = source["audio"][second * RATE : (second + 1) * RATE]
+        alone = tiny_pipe({**source, "frames": [source["frames"][second]], "audio": part}, return_maps=True)
+        np.testing.assert_allclose(scores(every)[second // 2], scores(alone)[0], atol=1e-5)
+    clip = tiny_pipe(combo_hf.read_clip(lively, fps=0.5), return_maps=True)
+    np.testing.assert_allclose(scores(clip), scores(result), atol=1e-5)
+
+
 def test_a_last_second_with_too_few_frames(tiny_pipe):
     source = make_input(6, 2)
     source["frames"] = source["frames"][:-1]
@@ -226,6 +285,22 @@ def test_sound_as_datasets_give_it(tiny_pipe):
     )
 
 
+def test_rows_of_our_data_sets(tiny_pipe):
+    source, sound = make_input(2), io.BytesIO()
+    soundfile.write(sound, source["audio"], RATE, "FLOAT", format="WAV")
+    row = {
+        "video_id": "a", "subset": "ms3", "split": "test", "category": "bell", "frames": source["frames"],
+        "masks": [Image.new("L", SIZE)] * 2, "label_frames": [True, True], "maskiges": None,
+        "audio": {"bytes": sound.getvalue(), "path": None}}  # fmt: skip
+    given = scores(tiny_pipe(source, return_maps=True))
+    np.testing.assert_allclose(scores(tiny_pipe(row, return_maps=True)), given, atol=1e-6)
+    maskiges = [Image.new("RGB", (128, 128), (9, 90, 200))] * 2
+    painted = tiny_pipe({**row, "maskiges": maskiges}, return_maps=True)
+    np.testing.assert_allclose(
+        scores(painted), scores(tiny_pipe({**source, "maskiges": maskiges}, return_maps=True)), atol=1e-6
+    )
+
+
 def test_open_files_are_read_as_bytes():
     film = combo_hf.ASSETS / "demo_clip.mp4"
     with open(film, "rb") as file:
@@ -254,8 +329,9 @@ def test_the_random_state_of_the_caller_stays(tiny_pipe):
         ({"frames": [], "audio": None}, ValueError, "empty"),
         (io.BytesIO(b"no\nmedia"), ValueError, "."),
         (io.StringIO("text"), TypeError, "opened as text"),
-        ({"frames": [red_half()], "audio": {"bytes": b"RIFF", "path": None}}, ValueError, "wanted an array"),
-        ({"video_id": "a", "frames": [red_half()], "masks": [], "audio": None}, ValueError, "got a dict with"),
+        ({"frames": [red_half()], "audio": {"bytes": b"RIFF", "path": None}}, ValueError, "cannot be read"),
+        ({"frames": [red_half()], "audio": {"path": "a.wav"}}, ValueError, "wanted an array"),
+        ({"video_id": "a", "masks": []}, ValueError, "got a dict with"),
         ({"frames": [red_half()], "video": 1}, ValueError, "video"),
         ({"frames": [red_half()], "audio": np.zeros(9)}, ValueError, "sampling_rate"),
         ({"frames": [red_half()], "audio": np.zeros(0), "sampling_rate": RATE}, ValueError, "no samples"),
@@ -277,6 +353,7 @@ def test_bad_inputs(tiny_pipe, source, error, message):
         ({"fps": 0}, ValueError, "fps"),
         ({"fps": 1.5}, ValueError, "fps"),
         ({"fps": True}, ValueError, "fps"),
+        ({"fps": "often"}, ValueError, "fps"),
         ({"min_area": -1}, ValueError, "min_area"),
         ({"classes": ["dog"]}, ValueError, "dog"),
         ({"progress": 3}, TypeError, "progress"),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco
 
 from combo_hf.results.folder import predict_to_folder
 from combo_hf.results.records import TIMELINES, encode_rle, segment_record, write_timeline
+
+
+# pycocotools 2.0.11 and numpy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
 def decode_rle(record: dict[str, Any]) -> np.ndarray:
@@ -48,10 +55,6 @@ def test_rle(mask: np.ndarray) -> None:
     record = encode_rle(mask)
     assert np.array_equal(decode_rle(record), mask)
     assert json.loads(json.dumps(record)) == {"size": list(mask.shape), "counts": record["counts"]}
-    try:
-        from pycocotools import mask as coco
-    except ImportError:
-        return
     assert np.array_equal(coco.decode({**record, "counts": record["counts"].encode()}).astype(bool), mask)
     assert coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode() == record["counts"]
 
@@ -89,6 +92,20 @@ def test_timelines(tmp_path: Path, kind: str) -> None:
     assert text.startswith("1\n" if kind == "srt" else "WEBVTT\n\n")
     blocks = text.strip().split("\n\n")
     assert blocks[-1].endswith("dog <b>" if kind == "srt" else "dog &lt;b>")
+
+
+@pytest.mark.parametrize("kind", ["srt", "vtt"])
+def test_subtitles_are_read_by_ffmpeg(tmp_path: Path, kind: str) -> None:
+    write_timeline(tmp_path / f"a.{kind}", kind, STRETCHES)
+    with av.open(str(tmp_path / f"a.{kind}")) as container:
+        stream = container.streams.subtitles[0]
+        cues = [
+            (html.unescape(bytes(packet).decode()), packet.pts * stream.time_base, packet.duration * stream.time_base)
+            for packet in container.demux(stream)
+            if packet.size
+        ]
+    assert [text for text, _, _ in cues] == ["bird, small", "dog <b>"]
+    assert [(start, start + length) for _, start, length in cues] == [(0, 2), (1.5, 3661.25)]
 
 
 def test_unknown_timelines(tiny_pipe: Any, film: Path, tmp_path: Path) -> None:
