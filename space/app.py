@@ -112,6 +112,8 @@ class Segmenter:
         path = Path(video)
         if not path.is_file():
             raise gr.Error("The video is not here any more; choose it again.", print_exception=False)
+        with suppress(OSError):  # somebody else's, an example say
+            os.utime(path)  # it must not go by its age while it is worked on
         if path.stat().st_size > self.limits.megabytes * 1e6:
             raise gr.Error(f"The file is larger than {self.limits.megabytes} MB.", print_exception=False)
         try:

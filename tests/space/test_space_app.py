@@ -190,6 +190,14 @@ def test_video_is_asked_for(app, tiny_pipe):
         segmenter.check("film.mp4", "x", 1, [])
 
 
+def test_an_upload_does_not_go_while_it_is_worked_on(app, tiny_pipe, tmp_path):
+    """Who has waited long has an old file."""
+    film = make_film(tmp_path / "film.mp4")
+    os.utime(film, (0, 0))
+    app.Segmenter(tiny_pipe, {}, app.Limits()).check(str(film), "superpixels", 1, [])
+    assert time.time() - film.stat().st_mtime < 60
+
+
 def test_who_leaves_frees_the_network(app, tiny_pipe, tmp_path, monkeypatch):
     film = make_film(tmp_path / "long.mp4", seconds=20)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
