@@ -39,12 +39,18 @@ def write_labels(label_map: np.ndarray, labels: Mapping[int, str], colors: np.nd
 
 
 def _anchor(region: np.ndarray, plate: np.ndarray) -> tuple[int, int]:
-    """Top and left of a plate in the middle of the widest row of a region."""
-    spans = region.sum(axis=1)
-    rows = np.flatnonzero(spans >= 0.9 * spans.max())
-    row = int(rows[len(rows) // 2])
-    columns = np.flatnonzero(region[row])
-    return row - plate.shape[0] // 2, int(columns[len(columns) // 2]) - plate.shape[1] // 2
+    """Top and left of a plate on a region: near its centre, which moves little when its outline does."""
+    row = _nearest(np.flatnonzero(region.any(axis=1)), _centre(region.sum(axis=1)))
+    column = _nearest(np.flatnonzero(region[row]), _centre(region.sum(axis=0)))
+    return row - plate.shape[0] // 2, column - plate.shape[1] // 2
+
+
+def _centre(counts: np.ndarray) -> float:
+    return float(np.arange(len(counts)) @ counts / counts.sum())
+
+
+def _nearest(places: np.ndarray, wanted: float) -> int:
+    return int(places[np.abs(places - wanted).argmin()])
 
 
 def _placed(plate: np.ndarray, place: tuple[int, int], size: tuple[int, int]) -> Iterator[Piece]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_follow import overlap, scene
 
+from combo_hf.results.lettering import write_labels
 from combo_hf.results.video import write_overlay_video, write_video
 
 
@@ -37,6 +38,19 @@ def test_the_colour_lies_on_what_moves(moving, tmp_path: Path, follow: bool, lea
     found = painted(path)
     assert len(found) == len(masks)
     assert least < np.mean([overlap(*pair) for pair in zip(found, masks, strict=True)]) <= most
+
+
+def test_names_stay_on_their_object_and_do_not_jump() -> None:
+    """A region of two wide parts, of which one is two pixels wider in the next picture, as outlines flicker."""
+    places = []
+    for width in (44, 46):
+        label_map = np.zeros((120, 160), np.uint8)
+        label_map[20:30, 40:90] = label_map[20:80, 60:70] = label_map[70:80, 40 : 40 + width] = 1
+        (box, _, _), *_ = write_labels(label_map, {1: "a"}, COLOURS)
+        middle = [(side.start + side.stop) // 2 for side in box]
+        assert label_map[middle[0] - 2 : middle[0] + 3, middle[1] - 2 : middle[1] + 3].any()
+        places.append(middle)
+    assert np.abs(np.subtract(*places)).max() <= 2
 
 
 def test_a_still_picture_changes_with_the_seconds(moving, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "combo_hf"
 CORE = sorted(path for path in PACKAGE.glob("*_combo*.py"))
-OPTIONAL = set("torchaudio torchvision av scipy skimage soundfile datasets evaluate gradio tqdm".split())
+OPTIONAL = set("torchaudio torchvision av cv2 scipy skimage soundfile datasets evaluate gradio tqdm".split())
 ENTRY_FILES = {
     f"{name}_combo.py"
     for name in "configuration modeling processing image_processing feature_extraction pipeline".split()
