@@ -184,7 +184,7 @@ def iter_clips(
             shorter.
         fps: pictures per second n, a whole number; picture j of second k is the one shown at k + (j + 15/16) / n. Or
             below 1: the picture at k + 15/16 of every (nearest whole number to 1/fps)th second. Or `"auto"`: the
-            picture at k + 15/16 of every second, where something moves also those 1/2, or 1/4, 1/2 and 3/4 s before it,
+            picture at k + 15/16 of every second, where something moves also those 1/2, or 1/4, 1/2 and 3/4 s before;
             at most 2 per second on average over any beginning of the video.
         start, stop (`float`, *optional*): part of the video, in s. What lies before `start` is decoded and dropped.
         max_seconds (`float`, *optional*): a longer video is refused when the reading gets there, whatever its header
