@@ -51,6 +51,7 @@ def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> ComboForAu
 def _from_checkpoint(source: str, new_head: bool, fields: dict[str, Any]) -> ComboForAudioVisualSegmentation:
     from combo_hf import resolve_model
 
+    gate = fields.pop("class_gate", None)
     labels = {name: fields.pop(name) for name in ("id2label", "label2id") if name in fields} if new_head else {}
     try:
         model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(source), **fields)
@@ -59,6 +60,10 @@ def _from_checkpoint(source: str, new_head: bool, fields: dict[str, Any]) -> Com
             f"model.pretrained: {source} does not fit what is wanted here, for example another number of classes "
             f"(model.new_head=true makes the class head anew): {str(error).partition(chr(10))[0]}"
         ) from error
+    if gate is not None and gate != model.config.class_gate:  # a checkpoint may have been trained without
+        model.config.class_gate = gate
+        heard = (model.config.audio_config["embedding_size"], model.config.num_labels - 1)
+        model.class_gate = torch.nn.Linear(*heard) if gate else None
     if "id2label" in labels:
         made = replace_class_head(model, [labels["id2label"][index] for index in sorted(labels["id2label"], key=int)])
         if made and os.environ.get("RANK", "0") == "0":  # of several processes, one speaks

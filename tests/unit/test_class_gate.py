@@ -7,7 +7,8 @@ from fixtures_training import PLAIN, small_model
 from combo_hf import ComboConfig, ComboForAudioVisualSegmentation
 from combo_hf.conversion.pretrained import load_encoders
 from combo_hf.label_maps_combo import gate_classes
-from combo_hf.training.start import replace_class_head
+from combo_hf.training.arguments import ModelRecipe
+from combo_hf.training.start import build_model, replace_class_head
 
 
 NAMES = {0: "background", 1: "cat", 2: "dog"}
@@ -90,6 +91,14 @@ def test_saved_filled_and_given_other_classes(tmp_path):
     assert replace_class_head(same, ["background", "dog", "horse"]) == ["horse"]
     assert torch.equal(same.class_gate.weight[0], model.class_gate.weight[1])
     assert same(**inputs()).class_queries_logits.shape[-1] == 4
+
+
+@pytest.mark.parametrize("before, after", [(True, False), (False, True), (True, True)])
+def test_a_recipe_gives_a_checkpoint_a_gate_or_takes_it_away(tmp_path, before, after):
+    small_model({**GATED, "class_gate": before}).save_pretrained(tmp_path, carry_code=False)
+    model = build_model(ModelRecipe(preset="tiny", pretrained=str(tmp_path), overrides={"class_gate": after}), seed=0)
+    assert model.config.class_gate is after and (model.class_gate is not None) is after
+    assert model(**inputs()).class_queries_logits.isfinite().all()
 
 
 @pytest.mark.parametrize(
