@@ -1,7 +1,7 @@
 """Put a run of the recipe real-animals into the package, with half the bytes.
 
     python examples/bundle_real.py --run runs/animals --sound-encoder runs/animal-encoders --facts facts.json \\
-        --background-weight 0.2 --gate-scale 2
+        --background-weight 0.2 --gate-scale 2 --gate-shift 0.6
 
 The run has learnt to show every animal that is seen; `--sound-encoder`, written by train_sound_encoder.py, brings the
 ear and the class gate, which lets through what is heard. Writes combo_hf/assets/real: weights in half precision
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", default="best")
     parser.add_argument("--sound-encoder", type=Path, required=True, help="a checkpoint with class gate")
     parser.add_argument("--gate-scale", type=float, default=1.0, help="how much more decided the gate is than trained")
+    parser.add_argument("--gate-shift", type=float, default=0.0, help="how much more open it is; both: chosen on val")
     parser.add_argument("--facts", type=Path, required=True, help="JSON: machine, cost, scores")
     parser.add_argument("--background-weight", type=float, required=True)
     parser.add_argument("--output", type=Path, default=combo_hf.DEFAULT_MODEL)
@@ -53,6 +54,7 @@ def main() -> None:
     with torch.no_grad():
         for parameter in model.class_gate.parameters():
             parameter.mul_(arguments.gate_scale)
+        model.class_gate.bias.add_(arguments.gate_shift)
     model.config.background_weight = arguments.background_weight
     model.config.num_frames = 5
     output = arguments.output
