@@ -76,9 +76,11 @@ def upload(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 def on_cpu(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Small tensors of whole numbers on the CPU, in one transfer: a GPU is waited for once."""
-    flat = torch.cat([tensor.flatten().long() for tensor in values]).cpu()
-    parts = flat.split([tensor.numel() for tensor in values])
-    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, values, strict=True)]
+    away = [tensor for tensor in values if tensor.device.type != "cpu"] or values
+    flat = torch.cat([tensor.flatten().to(away[0].device, torch.long) for tensor in away]).cpu()
+    parts = iter(flat.split([tensor.numel() for tensor in away]))
+    here = {id(tensor): next(parts).view(tensor.shape).to(tensor.dtype) for tensor in away}
+    return [here.get(id(tensor), tensor) for tensor in values]
 
 
 def onednn_applies(values: torch.Tensor) -> bool:
