@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 STAGE = ".combo"
 ATTEMPTS = 20  # to put a folder in the place of another run's
 SHEET_COLUMNS = 10
-BYTES_AHEAD = 1 << 25  # of label maps that wait for the writer: 36 of 720p
+BYTES_AHEAD = 1 << 25  # of label maps that wait for the writer, a window at most: 36 of 720p
 MASK_RATES = ("network", "video")
 MATTES = {"mov": "matte", "webm": "webm"}  # form of a matte -> kind of result
 # Kind of result -> what follows the name of the video.
@@ -159,7 +159,10 @@ def predict_to_folder(
             classes=classes, max_seconds=max_seconds, threshold=threshold, min_area=min_area, **tracks)  # fmt: skip
         # The network runs in here: the collector pulls windows of pictures through the pipeline, in a thread beside
         # this one, which decodes, paints and encodes, and a few maps ahead of it. So nothing piles up.
-        with running_ahead(collector.label_maps(windows), lambda timed: timed[1].nbytes, BYTES_AHEAD) as maps:
+        least = BYTES_AHEAD // max(1, int(pipe.model.config.num_frames * rate))  # no more than a window waits
+        with running_ahead(
+            collector.label_maps(windows), lambda timed: max(timed[1].nbytes, least), BYTES_AHEAD
+        ) as maps:
             write_overlay_video(
                 video, stage["overlay"], maps, collector.colors, fps=rate, labels=names if labels else None,
                 follow=follow, sinks=sinks, **tracks)  # fmt: skip
