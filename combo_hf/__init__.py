@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 TASK = "audio-visual-segmentation"
 ASSETS = Path(__file__).resolve().parent / "assets"
 DEFAULT_MODEL = ASSETS / "real"  # knows seven animals and their sounds; for research that is not commercial
+RECIPES = ASSETS.parent / "training" / "recipes"  # of `combo-hf train`
 BUNDLED_MODEL = ASSETS / "demo"  # knows the synthetic scenes of combo_hf.data.synthetic
 
 # The public names by module, each imported at first use. Editors and type checkers read the same list below.
@@ -129,7 +130,7 @@ def load_pipeline(repo_or_folder: str | Path | None = None, **kwargs: Any) -> Au
         FileNotFoundError: the folder (or the bundled weights) does not exist.
         OSError: not a checkpoint, or not reachable.
 
-    Example:
+    Examples:
         >>> result = combo_hf.load_pipeline()("clip.mp4")
         >>> [segment["label"] for segment in result["frames"][0]["segments"]]
         ['dog']

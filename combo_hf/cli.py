@@ -35,9 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         reader of the output has gone.
     """
     parser = build_parser()
+    _complete(parser)
     arguments = parser.parse_args(argv)
     try:
         with _terminable(process_ends=argv is None), quietly(arguments.quiet):
+            if arguments.check is not None:
+                arguments.check(arguments)
             if not arguments.light:
                 load_transformers()
             code = arguments.run(arguments) or 0
@@ -107,6 +110,15 @@ def build_parser() -> argparse.ArgumentParser:
     for group in GROUPS:
         group.register(commands)
     return parser
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks for completions (extra `completion`), and end."""
+    if "_ARGCOMPLETE" in os.environ:
+        with suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(parser)
 
 
 @contextmanager

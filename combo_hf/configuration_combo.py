@@ -79,6 +79,8 @@ BACKBONES: dict[str, dict[str, Any]] = {
 
 VGGISH = {"channels": [[64], [128], [256, 256], [512, 512]], "hidden_sizes": [4096, 4096], "embedding_size": 128}
 
+IGNORE_INDEX = 255  # in label maps: of no class, left out of losses and scores
+
 # All in which the subsets differ for a network. (window: in L_ada the release counts a 10-frame clip as two halves.)
 SUBSETS: dict[str, dict[str, Any]] = {
     "s4": {"classes": BINARY_CLASSES, "num_frames": 5, "consistency_window": 5},
@@ -195,7 +197,7 @@ class ComboConfig(PretrainedConfig):
     Raises:
         ValueError: a value that no network can be built from.
 
-    Example:
+    Examples:
         >>> from combo_hf import ComboConfig
         >>> config = ComboConfig.from_preset("pvtv2-b5-avss", num_queries=200)
         >>> config.num_labels, config.num_frames, config.backbone_config.model_type

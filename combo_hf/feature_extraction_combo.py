@@ -66,7 +66,7 @@ class ComboFeatureExtractor(SequenceFeatureExtractor):
     Raises:
         ValueError: `feature_size` or `sampling_rate` is not VGGish's, or `padding_value` is no sample value.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from combo_hf import ComboFeatureExtractor
         >>> examples = ComboFeatureExtractor()(np.zeros(5 * 44100), sampling_rate=44100)["input_features"]

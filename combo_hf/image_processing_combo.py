@@ -20,11 +20,11 @@ from PIL import Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 
+from .configuration_combo import IGNORE_INDEX
 from .label_maps_combo import Size, check_outputs, segment
 from .remote_code_combo import check_kind
 
 
-IGNORE_INDEX = 255
 MAX_SIDE = 8192
 
 
@@ -62,7 +62,7 @@ class ComboImageProcessor(PilBackend):
     Raises:
         ValueError: `size` without height and width.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from combo_hf import ComboImageProcessor
         >>> frame, labels = np.zeros((240, 320, 3), np.uint8), np.zeros((240, 320), np.uint8)

@@ -53,7 +53,7 @@ def paint_maskige(masks: Any, size: tuple[int, int] = (224, 224)) -> np.ndarray:
     Raises:
         ValueError: wrong rank, no pixels, values other than 0 and 1, or an impossible size.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from combo_hf import paint_maskige
         >>> masks = np.ones((2, 4, 4), bool)

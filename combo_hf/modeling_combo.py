@@ -222,7 +222,7 @@ class ComboForAudioVisualSegmentation(ComboPreTrainedModel):
     Args:
         config ([`ComboConfig`]): the weights are random; [`from_pretrained`] loads those of a checkpoint.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from combo_hf import ComboConfig, ComboForAudioVisualSegmentation
         >>> model = ComboForAudioVisualSegmentation(ComboConfig.from_preset("tiny")).eval()

@@ -60,7 +60,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         ValueError: no processor, or a proposal generator of unknown name.
         TypeError: an option that does not exist.
 
-    Example:
+    Examples:
         >>> import transformers
         >>> pipe = transformers.pipeline("audio-visual-segmentation")
         >>> pipe("clip.mp4")["frames"][0]["segments"]

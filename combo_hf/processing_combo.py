@@ -39,7 +39,7 @@ class ComboProcessor(ProcessorMixin):
     Raises:
         ValueError: `num_frames` below 1.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from combo_hf import ComboProcessor
         >>> frames, sound = np.zeros((5, 240, 320, 3), np.uint8), np.zeros(5 * 44100)

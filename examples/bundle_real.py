@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save_file
 
 import combo_hf
 from combo_hf.cli import Parser, run_script
-from combo_hf.training.arguments import find_recipe
 from combo_hf.training.run import build_processor
 
 
-RECIPE = find_recipe("real-animals")
+RECIPE = combo_hf.RECIPES / "real-animals.yaml"
 TERMS = (
     "Research that is not commercial. They were trained on photographs and recordings of research and hobby "
     "collections, most of which state no terms or research only; LICENSE.txt beside the weights names them."

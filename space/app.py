@@ -7,6 +7,7 @@ limits.py beside it says what is refused, zero_gpu.py how a GPU comes in on Zero
 from __future__ import annotations
 
 import copy
+import html
 import logging
 import os
 import queue
@@ -18,6 +19,7 @@ import weakref
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,20 @@ except ModuleNotFoundError:  # a bare clone
 
 import gradio as gr
 from housekeeping import Storage, temporary_folder
-from limits import Limits, plain, proposal_sources, refuse_addresses
+from layout import (
+    CSS,
+    MAX_FPS,
+    SHOW,
+    SUPERPIXELS,
+    TITLE,
+    components,
+    introduction,
+    result_name,
+    show_stage,
+    small_print,
+    summary_text,
+)
+from limits import Limits, plain, proposal_sources, refusal, refuse_addresses
 from PIL import Image
 
 from combo_hf.cli import run_script
@@ -47,26 +62,14 @@ from combo_hf.results.folder import predict_to_folder
 from combo_hf.results.pictures import draw_timeline
 
 
-SUPERPIXELS = "superpixels"
 EVERYTHING_AT = 12  # frames of the gallery, evenly spread
-MAX_FPS = 5
 KEEP_MASKS = 1000  # frames whose masks stay in the cache: at most about 300 MB
 KEPT_VISITORS = 64  # of whom gradio remembers the state of the page, about 0.2 MB each; its default is 10000
 LOOK_S = 1.0  # how often it is looked whether the visitor is still there
 LOG = logging.getLogger("combo_space")
 WORKER = "combo-segment"
-TITLE = "Which pixels make this sound?"
-CSS = """
-.gradio-container {max-width: 1100px !important; margin: 0 auto !important; width: 100% !important}
-#summary {font-size: 1.1em}
-#video video, #result video {max-height: 320px; object-fit: contain}
-#timeline, #timeline * {max-height: none !important; min-width: 0; max-width: 100%}
-#timeline img {width: 100%; height: auto; object-fit: contain}
-@media (max-width: 500px) {
-  .gradio-container {padding: 8px !important}
-  #gallery .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
-}
-"""
+OUTPUTS = 5
+EXAMPLE = [str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, 5, [], 0.0, True]
 
 
 class Stopped(Exception):
@@ -86,6 +89,7 @@ class Segmenter:
     def __init__(self, pipe: Any, proposals: Mapping[str, str], limits: Limits, cache: str | None = None) -> None:
         self.pipe, self.proposals, self.limits, self._cache = pipe, dict(proposals), limits, cache
         self._generators: dict[str, Any] = {}
+        self._welcome: tuple[Any, ...] = (gr.skip(),) * OUTPUTS
         self._turn = threading.Lock()
 
     @property
@@ -94,38 +98,43 @@ class Segmenter:
         labels = self.pipe.model.config.id2label
         return [labels[index] for index in sorted(labels) if int(index) > 0]
 
-    def check(self, video: Any, proposals: str, fps: Any, classes: Any) -> Path:
+    def check(self, video: Any, proposals: str, fps: Any, classes: Any, threshold: Any = 0.0) -> Path:
         """The file, if everything asked for can be done.
 
         Raises:
             gr.Error: in words for visitors.
         """
         if not video:
-            raise gr.Error("Choose or record a video first.", print_exception=False)
+            raise refusal("Choose or record a video first.")
         if proposals != SUPERPIXELS and proposals not in self.proposals:
-            raise gr.Error(f"There is no proposal model {proposals!r} here.", print_exception=False)
-        if isinstance(fps, bool) or fps not in range(1, MAX_FPS + 1):
-            raise gr.Error(f"Frames per second: 1 to {MAX_FPS}.", print_exception=False)
-        unknown = set(classes or ()) - set(self.classes)
-        if unknown:
-            raise gr.Error(f"These weights do not know {', '.join(sorted(map(str, unknown)))}.", print_exception=False)
+            raise refusal(f"There is no proposal model {proposals!r} here.")
+        self._check_options(fps, classes, threshold)
         path = Path(video)
         if not path.is_file():
-            raise gr.Error("The video is not here any more; choose it again.", print_exception=False)
+            raise refusal("The video is not here any more; choose it again.")
         with suppress(OSError):  # somebody else's, an example say
             os.utime(path)  # it must not go by its age while it is worked on
         if path.stat().st_size > self.limits.megabytes * 1e6:
-            raise gr.Error(f"The file is larger than {self.limits.megabytes} MB.", print_exception=False)
+            raise refusal(f"The file is larger than {self.limits.megabytes} MB.")
         try:
             facts = probe_media(path)
         except MediaError as error:
-            raise gr.Error(plain(error, path), print_exception=False) from None
+            raise refusal(plain(error, path)) from None
         if facts.seconds > self.limits.seconds:
             wanted = f"The video has {facts.seconds} seconds; at most {self.limits.seconds} are taken here."
-            raise gr.Error(f"{wanted} The command line has no such limit.", print_exception=False)
+            raise refusal(f"{wanted} The command line has no such limit.")
         if facts.width * facts.height > self.limits.pixels:
-            raise gr.Error(f"The picture is {facts.width} x {facts.height}; make it smaller.", print_exception=False)
+            raise refusal(f"The picture is {facts.width} x {facts.height}; make it smaller.")
         return path
+
+    def _check_options(self, fps: Any, classes: Any, threshold: Any) -> None:
+        if isinstance(fps, bool) or fps not in range(1, MAX_FPS + 1):
+            raise refusal(f"Frames per second: 1 to {MAX_FPS}.")
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+            raise refusal("Threshold: 0 to 1.")
+        unknown = set(classes or ()) - set(self.classes)
+        if unknown:
+            raise refusal(f"These weights do not know {', '.join(sorted(map(str, unknown)))}.")
 
     def pipe_with(self, proposals: str, check: Callable[[], None]) -> Any:
         """The pipeline with this proposal model; `check` is called before every frame.
@@ -163,7 +172,7 @@ class Segmenter:
             except Exception:  # it may name folders of this machine
                 LOG.exception("proposal model %s", name)
                 text = f"The proposal model {name!r} cannot be used here at the moment; choose another."
-                raise gr.Error(text, print_exception=False) from None
+                raise refusal(text) from None
         return self._generators[name]
 
     def run(
@@ -172,10 +181,28 @@ class Segmenter:
         proposals: str,
         fps: int,
         classes: list[str],
+        threshold: float = 0.0,
+        follow: bool = True,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple[Any, ...]]:
-        """Segment one video; yields the five outputs, the last time with everything."""
-        path = self.check(video, proposals, fps, classes)
+        """Segment one video; yields the five outputs, the last time with everything, or with what went wrong."""
+        try:
+            yield from self._run(video, proposals, fps, classes, threshold, follow, progress)
+        except gr.Error as error:  # its badge says "Error" only, and goes
+            yield None, f"**Not segmented.** {html.escape(str(error.message))}", None, None, None
+            raise
+
+    def _run(
+        self,
+        video: str,
+        proposals: str,
+        fps: int,
+        classes: list[str],
+        threshold: float,
+        follow: bool,
+        progress: gr.Progress,
+    ) -> Iterator[tuple[Any, ...]]:
+        path = self.check(video, proposals, fps, classes, threshold)
         progress(0, desc="Reading the video")
         done: queue.Queue[tuple[str, Any]] = queue.Queue()
         stop, folder = threading.Event(), temporary_folder()
@@ -192,6 +219,7 @@ class Segmenter:
                     check()
                     pipe = self.pipe_with(proposals, check)
                     options = {"fps": int(fps), "classes": classes or None, "progress": check}
+                    options |= {"threshold": float(threshold), "follow": bool(follow)}
                     options["max_seconds"] = self.limits.seconds  # whatever the header of the file says
                     done.put(("result", self._segment(pipe, path, folder, **options)))
             except BaseException as error:  # carried over to the visitor's thread
@@ -205,9 +233,9 @@ class Segmenter:
                 if kind == "error":
                     raise self._in_words(value, path) from None
                 if kind == "progress":
-                    progress(value, desc="Segmenting", unit="windows")
+                    show_stage(progress, *value)
                 # Yielding lets a visitor who has gone end this; after the result gradio has its own copies.
-                yield value if kind == "result" else (gr.skip(),) * 5
+                yield value if kind == "result" else (gr.skip(),) * OUTPUTS
         finally:
             stop.set()
             shutil.rmtree(folder, ignore_errors=True)
@@ -218,46 +246,68 @@ class Segmenter:
         proposals: str,
         fps: int,
         classes: list[str],
+        threshold: float = 0.0,
+        follow: bool = True,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         """The five outputs for gradio's cache of examples, which copies files after this: they stay with the page."""
         folder = temporary_folder()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        return self.finish(folder, video, proposals, fps, classes, progress)
+        return self.finish(folder, video, proposals, fps, classes, threshold, follow, progress)
 
     def finish(
-        self, folder: Path, video: str, proposals: str, fps: int, classes: list[str], progress: gr.Progress
+        self,
+        folder: Path,
+        video: str,
+        proposals: str,
+        fps: int,
+        classes: list[str],
+        threshold: float,
+        follow: bool,
+        progress: gr.Progress,
     ) -> tuple[Any, ...]:
         """The five outputs, with their files in a folder that the caller removes."""
-        path = self.check(video, proposals, fps, classes)
+        path = self.check(video, proposals, fps, classes, threshold)
         options: dict[str, Any] = {"fps": int(fps), "classes": classes or None, "max_seconds": self.limits.seconds}
-        options["progress"] = lambda *counts: progress(counts, desc="Segmenting", unit="windows")
+        options |= {"threshold": float(threshold), "follow": bool(follow), "progress": partial(show_stage, progress)}
         try:
             with self._turn:
                 return self._segment(self.pipe_with(proposals, lambda: None), path, folder, **options)
         except Exception as error:
             raise self._in_words(error, path) from None
 
+    def prepare(self) -> None:
+        """Make the example's result before anybody asks; where that cannot be done the page does without."""
+        try:
+            self._welcome = self.example(*EXAMPLE)
+        except Exception:
+            LOG.info("no example", exc_info=True)
+
+    def welcome(self) -> tuple[Any, ...]:
+        """What a visitor sees at first: the example's result, once it has been made."""
+        return self._welcome
+
     @staticmethod
     def _segment(pipe: Any, path: Path, folder: Path, **options: Any) -> tuple[Any, ...]:
+        name = result_name(path)
         found = predict_to_folder(
-            pipe, path, folder, "combo", masks=True, summary=True, keep=EVERYTHING_AT, **options)  # fmt: skip
-        archive = _zip(found.files["masks"], folder / "combo_masks.zip")
+            pipe, path, folder, name, masks=True, summary=True, keep=EVERYTHING_AT, **options)  # fmt: skip
+        archive = _zip(found.files["masks"], folder / f"{name}_masks.zip")
         files = [str(found.files["overlay"]), str(archive), str(found.files["json"])]
         timeline = draw_timeline(found.result, found.peaks, max(probe_media(path).duration, found.seconds))
         pictures = [(timeline, "timeline"), *prediction_gallery(found)]
         saved = _save([picture for picture, _ in pictures], folder / "pictures")
         gallery = [(name, caption) for name, (_, caption) in zip(saved, pictures, strict=True)][1:]
-        return files[0], _text(found, path), saved[0], gallery, files
+        return files[0], summary_text(found, path), saved[0], gallery, files
 
     @staticmethod
     def _in_words(error: BaseException, path: Path) -> BaseException:
         if isinstance(error, (Stopped, gr.Error)):
             return error
         if isinstance(error, MediaError):
-            return gr.Error(plain(error, path), print_exception=False)
+            return refusal(plain(error, path))
         LOG.error("a video could not be segmented", exc_info=error)  # its message may name folders of this machine
-        return gr.Error("Something went wrong here; it has been noted.", print_exception=False)
+        return refusal("Something went wrong here; it has been noted.")
 
 
 def build_demo(
@@ -279,34 +329,24 @@ def build_demo(
     segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))
     bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.DEFAULT_MODEL
     with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
-        gr.Markdown(_introduction(limits, bundled))
-        with gr.Row():
-            with gr.Column(min_width=300):
-                video = gr.Video(label="Video with sound", sources=["upload", "webcam"], elem_id="video")
-                generator = gr.Dropdown(
-                    [SUPERPIXELS, *proposals], value=SUPERPIXELS, label="Proposal model (Maskige)", elem_id="proposals"
-                )
-                fps = gr.Slider(1, MAX_FPS, value=1, step=1, label="Frames per second", elem_id="fps")
-                classes = gr.Dropdown(segment.classes, multiselect=True, label="Only these (empty: all)")
-                with gr.Row():
-                    run = gr.Button("Segment", variant="primary", elem_id="run")
-                    stop = gr.Button("Stop", elem_id="stop")
-            with gr.Column(min_width=300):
-                result = gr.Video(label="What sounds is coloured", elem_id="result", interactive=False)
-                summary = gr.Markdown(elem_id="summary")
-                sounding = gr.Image(
-                    show_label=False, elem_id="timeline", interactive=False, format="png", buttons=[], container=False
-                )
-        gallery = _gallery(pipe.model.config.use_maskige)
-        files = gr.File(label="Video, masks (PNG), summary (JSON)", file_count="multiple", elem_id="files")
-        inputs, outputs = [video, generator, fps, classes], [result, summary, sounding, gallery, files]
+        gr.Markdown(introduction(limits, bundled), elem_id="about")
+        inputs, run, stop, outputs, examples = components(segment, pipe.model.config.use_maskige)
         work, example = page_functions(segment)
-        event = run.click(work, inputs, outputs, api_name="segment", concurrency_limit=1, concurrency_id="model")
-        stop.click(None, cancels=[event], api_name=False)
+        with examples:
+            if bundled:
+                gr.Examples(
+                    [EXAMPLE], inputs, outputs, fn=example, cache_examples=True, cache_mode="lazy",
+                    label="Try it", example_labels=["A dog barks, a cow moos, ..."], api_name=False)  # fmt: skip
+        gr.Markdown(small_print(limits))
+        result, summary = outputs[:2]
+        event = run.click(
+            work, inputs, outputs, api_name="segment", concurrency_limit=1, concurrency_id="model",
+            show_progress_on=[result])  # fmt: skip
+        stop.click(lambda: "Stopped. Nothing was kept.", None, summary, cancels=[event], api_name=False)
+        result.change(None, None, None, js=SHOW, api_name=False)
         if bundled:
-            gr.Examples(
-                [[str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, 5, []]], inputs, outputs, fn=example,
-                cache_examples=True, cache_mode="lazy", label="Photographs, recordings", api_name=False)  # fmt: skip
+            demo.load(segment.welcome, None, outputs, show_progress="hidden", api_name=False)
+    demo.combo_prepare = segment.prepare if bundled and example == segment.example else None  # not on ZeroGPU
     demo.queue(max_size=limits.queue)
     demo.combo_launch = {
         "max_file_size": f"{limits.megabytes}mb",
@@ -318,50 +358,11 @@ def build_demo(
     return demo
 
 
-def _gallery(use_maskige: bool) -> gr.Gallery:
-    kinds = ["Frame", *(["Maskige"] if use_maskige else []), "heat map", "mask"]
-    return gr.Gallery(
-        label=", ".join(kinds),
-        columns=len(kinds),
-        elem_id="gallery",
-        buttons=["fullscreen", "download"],
-        height="auto",
-        format="png",
-    )
-
-
 def launch(demo: gr.Blocks, **options: Any) -> Any:
     """Start the page with its look and its limits; `options` as for `gr.Blocks.launch`."""
+    if demo.combo_prepare is not None:
+        threading.Thread(target=demo.combo_prepare, name="combo-example", daemon=True).start()
     return demo.launch(**{**demo.combo_launch, **options})
-
-
-def _introduction(limits: Limits, bundled: bool) -> str:
-    text = (
-        f"# {TITLE}\nEvery object that sounds is coloured, second by second; silent ones are left alone "
-        "([COMBO](https://arxiv.org/abs/2312.06462), CVPR 2024). "
-        f"Videos of at most {limits.seconds} seconds and {limits.megabytes} MB, one at a time, up to {limits.queue} "
-        f"waiting. Files are deleted after about {_duration(limits.keep)}."
-    )
-    if bundled:
-        text += (
-            "\n\n**These weights know seven animals** (bird, cat, cow, dog, hen, lion, sheep) and nothing else, for "
-            "research that is not commercial. They find the animal, but tell poorly which animal a sound belongs to: "
-            "of two side by side the silent one is often coloured, too. Try the example."
-        )
-    return text
-
-
-def _duration(seconds: int) -> str:
-    return f"{round(seconds / 60)} minutes" if seconds >= 120 else f"{seconds} seconds"
-
-
-def _text(found: Any, path: Path) -> str:
-    lines = [f"**{found.summary}**"]
-    if not found.has_audio:
-        lines.append("The video has no sound track: it was treated as silence.")
-    if found.warnings:
-        lines.append("About the file: " + " ".join(plain(text, path) for text in found.warnings[:3]))
-    return "\n\n".join(lines)
 
 
 def _messages(done: queue.Queue) -> Iterator[tuple[str, Any]]:

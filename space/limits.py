@@ -84,6 +84,11 @@ def refuse_addresses() -> None:
     gr.processing_utils.async_ssrf_protected_download = refuse
 
 
+def refusal(text: str) -> gr.Error:
+    """What cannot be done, in words for visitors."""
+    return gr.Error(text, title="Not segmented", print_exception=False)
+
+
 def plain(error: Any, path: Path) -> str:
     """A message without names of files on this machine."""
     text = " ".join(str(error).split("\n")[0].split()).replace(str(path), "the video").replace(path.name, "the video")

@@ -39,10 +39,12 @@ def page_functions(segment: Any) -> tuple[Callable[..., Any], Callable[..., Any]
         proposals: str,
         fps: int,
         classes: list[str],
+        threshold: float = 0.0,
+        follow: bool = True,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
-        return segment.finish(folder, video, proposals, fps, classes, progress)
+        return segment.finish(folder, video, proposals, fps, classes, threshold, follow, progress)
 
     wrapped = at_once if spaces is None else spaces.GPU(at_once)
     return (segment.run, segment.example) if wrapped is at_once else (wrapped, wrapped)

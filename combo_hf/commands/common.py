@@ -37,6 +37,7 @@ def add_command(
     run: Callable[[argparse.Namespace], int | None],
     text: str,
     example: str,
+    check: Callable[[argparse.Namespace], object] | None = None,
     light: bool = False,
 ) -> argparse.ArgumentParser:
     """Add a sub-command.
@@ -47,6 +48,7 @@ def add_command(
         run: called with the parsed arguments; returns an exit code or `None`. Its docstring is the description.
         text (`str`): one line for the list of commands.
         example (`str`): a command line, shown by `--help`.
+        check: called before transformers is loaded, which takes seconds: a missing file or folder is said at once.
         light: it needs no network of ours: transformers is not loaded before it runs.
     """
     about = textwrap.fill(" ".join(f"{run.__doc__}".split()), shutil.get_terminal_size().columns - 2)
@@ -54,7 +56,7 @@ def add_command(
     command = commands.add_parser(name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter, **shown)
     command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     command.add_argument("--quiet", action="store_true", help="say nothing but errors: no results, no progress")
-    command.set_defaults(run=run, light=light)
+    command.set_defaults(run=run, check=check, light=light)
     return command
 
 
@@ -82,15 +84,34 @@ def generator_option(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def device(text: str) -> str:
-    """Type of an option: a device that torch can use here."""
+def proposals(text: str) -> dict[str, Any]:
+    """Type of an option: NAME or NAME=MODEL of a proposal model."""
+    name, mark, model = text.partition("=")
+    if not name or (mark and not model):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=folder or Hub id")
+    return {"name": name, "model": model} if mark else {"name": name}
+
+
+def device(text: str) -> str | None:
+    """Type of an option: a device that torch can use here; `auto` is the first accelerator there is."""
     from combo_hf.files.environment import resolve_device
 
+    if text == "auto":
+        return None
     try:
         resolve_device(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return text
+
+
+DEVICE = "auto (default: the first accelerator there is), cpu, cuda, cuda:1, ..."
+
+
+def missing(path: Path) -> None:
+    """Raise `FileNotFoundError` where there is no such file or folder."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file or folder.")
 
 
 def is_first() -> bool:

@@ -167,7 +167,9 @@ def register(commands: Any) -> None:
 
 def _register_synthesize(group: Any) -> None:
     example = f"{PROGRAM} data synthesize --output scenes --kind ms3 --clips 4"
-    command = add_command(group, "synthesize", synthesize, "make clips whose ground truth is known", example)
+    command = add_command(
+        group, "synthesize", synthesize, "make clips whose ground truth is known", example, light=True
+    )
     command.add_argument("--output", type=Path, required=True, help="folder for the clips")
     command.add_argument("--kind", default="ms3", help="s4 (one source), ms3 (several), avss (with classes)")
     command.add_argument(
@@ -179,14 +181,15 @@ def _register_synthesize(group: Any) -> None:
     command.add_argument(
         "--layout", choices=("own", "official"), default="own", help="official: the folders and csv files of AVSBench"
     )
-    command.add_argument("--maskiges", metavar="GENERATOR", help="also Maskiges, for example of 'superpixels'")
+    text = "also Maskiges, of this proposal model: superpixels"
+    command.add_argument("--proposals", "--maskiges", dest="maskiges", metavar="NAME", help=text)
 
 
 def _register_compose(group: Any) -> None:
     example = (
         f"{PROGRAM} data compose --objects photos --sounds sounds --backgrounds rooms --output clips --clips 200 20"
     )
-    command = add_command(group, "compose", compose, "clips of your own photographs and sounds", example)
+    command = add_command(group, "compose", compose, "clips of your own photographs and sounds", example, light=True)
     command.add_argument("--objects", type=Path, required=True, help="folder: CLASS/NAME.jpg, NAME.png the mask")
     command.add_argument("--sounds", type=Path, required=True, help="folder: CLASS/NAME.ogg, flac, wav or mp3")
     command.add_argument("--backgrounds", type=Path, help="folder of pictures with none of the classes")
@@ -210,14 +213,25 @@ def _register_compose(group: Any) -> None:
 
 def _register_build(group: Any) -> None:
     example = f"{PROGRAM} data build --subset s4 --root AVSBench --output avsbench --num-processes 4"
-    command = add_command(group, "build", build, "AVSBench folders, or your own videos, to parquet", example)
+    command = add_command(
+        group, "build", build, "AVSBench folders, or your own videos, to parquet", example, light=True
+    )
     command.add_argument("--subset", help="of AVSBench: s4, ms3 or avss")
     command.add_argument("--root", type=Path, help="folder of AVSBench, or of the subset")
     command.add_argument("--from", dest="own", type=Path, metavar="FOLDER", help="your own videos with masks")
     command.add_argument("--clip-seconds", type=positive, default=5, help="with --from: length of a clip, default 5")
     command.add_argument("--max-side", type=positive, default=1024, help="with --from: larger pictures are reduced")
     command.add_argument("--output", type=Path, required=True, help="folder to write to; may hold other subsets")
-    command.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS, metavar="SPLIT", help="default all")
+    command.add_argument(
+        "--split",
+        "--splits",
+        dest="splits",
+        nargs="+",
+        choices=SPLITS,
+        default=SPLITS,
+        metavar="SPLIT",
+        help="default all",
+    )
     command.add_argument("--num-processes", type=positive, default=1, help="default 1")
     command.add_argument("--rows-per-shard", type=positive, help="clips in a file; default 512 (s4) or 128")
     command.add_argument(
@@ -235,7 +249,12 @@ def _register_build(group: Any) -> None:
 
 def _register_check(group: Any) -> None:
     command = add_command(
-        group, "check", check, "what is wrong with AVSBench folders, or your own", f"{PROGRAM} data check AVSBench"
+        group,
+        "check",
+        check,
+        "what is wrong with AVSBench folders, or your own",
+        f"{PROGRAM} data check AVSBench",
+        light=True,
     )
     command.add_argument("root", type=Path, help="folder of AVSBench, of a subset, or of your own videos")
     command.add_argument("--subset", help="s4, ms3, avss or own; default all that are there")

@@ -9,11 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from combo_hf.commands.common import PROGRAM, add_command, device, is_first, positive
+from combo_hf import resolve_model
+from combo_hf.commands.common import DEVICE, PROGRAM, add_command, device, is_first, positive
 from combo_hf.files.progress import Progress
 
 
 SHOWN = ("M_J", "M_F", "miou", "fscore", "miou_present", "fscore_present", "miou_nobg", "fscore_nobg")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Whether there is such a model, and such a data set or the name of one."""
+    resolve_model(arguments.model)
+    if not Path(arguments.data).exists() and arguments.data.count("/") != 1:
+        raise FileNotFoundError(f"{arguments.data} is no folder; give one of `combo-hf data build`, or a Hub id.")
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -66,7 +74,7 @@ def _quiet_datasets() -> None:
 def register(commands: Any) -> None:
     """Add the sub-command."""
     example = f"{PROGRAM} evaluate my-model avsbench-s4 --split test --output scores/s4"
-    command = add_command(commands, "evaluate", evaluate, "scores of a model on a data set", example)
+    command = add_command(commands, "evaluate", evaluate, "scores of a model on a data set", example, check)
     command.add_argument("model", help="folder or Hub id")
     command.add_argument("data", help="data set: folder of `data build` or `data synthesize --rows`, or Hub id")
     command.add_argument("--output", type=Path, default=Path("combo-evaluation"), help="default ./combo-evaluation")
@@ -81,5 +89,6 @@ def register(commands: Any) -> None:
     command.add_argument("--silence-audio", action="store_true", help="ablation: silence in place of the sound")
     command.add_argument("--other-audio", action="store_true", help="ablation: each clip with another clip's sound")
     command.add_argument("--blank-maskige", action="store_true", help="ablation: black Maskiges")
-    command.add_argument("--sheet", type=int, default=4, help="so many best and worst videos are drawn, default 4")
-    command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
+    text = "so many best and worst videos are drawn in sheet.png, default 4"
+    command.add_argument("--sheet-videos", "--sheet", dest="sheet", type=int, default=4, metavar="N", help=text)
+    command.add_argument("--device", type=device, help=DEVICE)

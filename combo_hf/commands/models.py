@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from combo_hf.commands.common import PROGRAM, InputError, add_command, named, positive
+from combo_hf import resolve_model
+from combo_hf.commands.common import PROGRAM, InputError, add_command, missing, named, positive
+from combo_hf.files.progress import stage
 
 
 if TYPE_CHECKING:
@@ -20,35 +22,41 @@ def convert(arguments: argparse.Namespace) -> None:
     from combo_hf.conversion.saving import check_output, save_converted
 
     check_output(arguments.output)
-    with named(arguments.checkpoint):
+    with named(arguments.checkpoint), stage(f"reading {arguments.checkpoint.name}"):
         model, report = convert_official_checkpoint(
             arguments.checkpoint, arguments.preset, fusion=False if arguments.no_fusion else None
         )
     print(report)
-    print(f"written to {save_converted(model, report, arguments.output)}")
+    with stage("writing the folder"):
+        folder = save_converted(model, report, arguments.output)
+    print(f"written to {folder}")
+
+
+def check_export(arguments: argparse.Namespace) -> None:
+    """Whether there is such a model, and the file has one of the two endings."""
+    if arguments.output.suffix not in (".onnx", ".pt2"):
+        raise InputError(f"{arguments.output.name}: the file must end in .onnx (ONNX) or .pt2 (torch.export)")
+    if arguments.int8 and (arguments.output.suffix != ".onnx" or arguments.any_frames):
+        raise InputError("--int8 writes ONNX files (.onnx) for a fixed number of frames: leave --any-frames out")
+    if arguments.calibrate and not arguments.int8:
+        raise InputError("--calibrate: only together with --int8")
+    with named(arguments.model):
+        resolve_model(arguments.model)
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Write the network as an ONNX file or a torch.export program, for a fixed number of frames per clip or any."""
-    from combo_hf import ASSETS, ComboForAudioVisualSegmentation, ComboProcessor, resolve_model
+    from combo_hf import ASSETS, ComboForAudioVisualSegmentation, ComboProcessor
     from combo_hf.commands.segment import DEMO_CLIP
     from combo_hf.conversion.exporting import SUFFIXES, export_onnx, save_program
     from combo_hf.conversion.quantizing import export_int8
 
-    if arguments.output.suffix not in SUFFIXES:
-        raise InputError(
-            f"{arguments.output.name}: the file must end in {' (ONNX) or '.join(SUFFIXES)} (torch.export)"
-        )
-    if arguments.int8 and (arguments.output.suffix != SUFFIXES[0] or arguments.any_frames):
-        raise InputError("--int8 writes ONNX files (.onnx) for a fixed number of frames: leave --any-frames out")
-    if arguments.calibrate and not arguments.int8:
-        raise InputError("--calibrate: only together with --int8")
     with named(arguments.model, loading=True):
         model = ComboForAudioVisualSegmentation.from_pretrained(resolve_model(arguments.model))
         processor = ComboProcessor.from_pretrained(resolve_model(arguments.model)) if arguments.int8 else None
     if processor is not None:
         videos = arguments.calibrate or [ASSETS / DEMO_CLIP]
-        with named(arguments.output.name):
+        with named(arguments.output.name), stage("calibrating, writing and comparing with float32"):
             found = export_int8(model, processor, arguments.output, videos, arguments.frames)
         print(
             f"against float32, on {found.windows} windows: {100 * found.equal_labels:.2f} % of the pixels have the "
@@ -58,7 +66,8 @@ def export(arguments: argparse.Namespace) -> None:
         )
         return
     write = export_onnx if arguments.output.suffix == SUFFIXES[0] else save_program
-    differences = write(model, arguments.output, arguments.frames, arguments.any_frames)
+    with stage("tracing the network, writing it and comparing it with PyTorch"):
+        differences = write(model, arguments.output, arguments.frames, arguments.any_frames)
     for name, difference in differences.items():
         print(f"{name}: differs from PyTorch by {difference:.1e} of its largest magnitude")
     print(f"written to {arguments.output}")
@@ -113,14 +122,22 @@ def _print_files(publication: Publication) -> None:
 def register(commands: Any) -> None:
     """Add the sub-commands."""
     example = f"{PROGRAM} convert model_best.pth --preset pvtv2-b5-s4 --output combo-s4"
-    command = add_command(commands, "convert", convert, "convert an official checkpoint", example)
+    command = add_command(
+        commands,
+        "convert",
+        convert,
+        "convert an official checkpoint",
+        example,
+        lambda found: missing(found.checkpoint),
+    )
     command.add_argument("checkpoint", type=Path, help="official .pth file")
     command.add_argument("--preset", required=True, help="{r50, pvtv2-b5}-{s4, ms3, avss}: what it was trained as")
     command.add_argument("--output", type=Path, required=True, help="new folder")
     command.add_argument("--no-fusion", action="store_true", help="as the release's AVSS/R50 test configuration")
 
     example = f"{PROGRAM} export my-model --output model.onnx --frames 5"
-    command = add_command(commands, "export", export, "write the network as ONNX or torch.export file", example)
+    text = "write the network as ONNX or torch.export file"
+    command = add_command(commands, "export", export, text, example, check_export)
     command.add_argument("model", help="folder or Hub id")
     command.add_argument("--output", type=Path, required=True, help="file.onnx (ONNX) or file.pt2 (torch.export)")
     command.add_argument("--frames", type=positive, help="frames per clip, default the model's")
@@ -134,7 +151,9 @@ def register(commands: Any) -> None:
     )  # fmt: skip
 
     example = f"{PROGRAM} push runs/demo/best me/combo-demo --private --dry-run"
-    command = add_command(commands, "push", push, "publish a checkpoint on the Hub", example)
+    command = add_command(
+        commands, "push", push, "publish a checkpoint on the Hub", example, lambda found: missing(found.folder)
+    )
     command.add_argument("folder", type=Path, help="checkpoint: a folder of save_pretrained with its processor")
     command.add_argument("repo", help="name or owner/name on the Hub; made where it does not exist")
     command.add_argument("--private", action="store_true", help="nobody else may see it")

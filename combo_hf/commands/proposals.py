@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.commands.common import (
+    DEVICE,
     PROGRAM,
     InputError,
     add_command,
     add_group,
     device,
     generator_option,
+    missing,
     named,
     positive,
+    proposals,
 )
-from combo_hf.files.progress import Progress
+from combo_hf.files.progress import Progress, stage
 
 
 CONVERTERS = {
@@ -52,10 +55,10 @@ def convert(arguments: argparse.Namespace) -> None:
     from combo_hf.conversion.saving import TERMS, check_output, save_converted_proposal_model
 
     check_output(arguments.output)
-    module, function = CONVERTERS[arguments.model]
+    module, function = CONVERTERS[arguments.kind]
     converter = importlib.import_module(f"combo_hf.conversion.{module}")
     terms = getattr(converter, "LICENCE_NOTE", TERMS)
-    with named(arguments.file):
+    with named(arguments.file), stage(f"reading {arguments.file.name}"):
         model, report = getattr(converter, function)(arguments.file)
     print(report)
     print(f"written to {save_converted_proposal_model(model, report, arguments.output, terms=terms)}\n{terms}")
@@ -64,7 +67,7 @@ def convert(arguments: argparse.Namespace) -> None:
 def _generator(arguments: argparse.Namespace) -> Any:
     from combo_hf.proposals_combo import get_proposal_generator
 
-    options = {"name": arguments.generator, **dict(arguments.option)}
+    options = {**(arguments.proposals or {"name": arguments.generator}), **dict(arguments.option)}
     for name in ("model", "device", "dtype"):
         if getattr(arguments, name) is not None:
             options[name] = getattr(arguments, name)
@@ -78,13 +81,17 @@ def _generator(arguments: argparse.Namespace) -> Any:
 
 def register(commands: Any) -> None:
     """Add the sub-commands."""
-    example = f"{PROGRAM} maskige frames --generator mobile_sam --model my-mobile-sam --output maskiges"
-    command = add_command(commands, "maskige", maskige, "make Maskiges in advance", example)
+    example = f"{PROGRAM} maskige frames --proposals mobile_sam=my-mobile-sam --output maskiges"
+    command = add_command(
+        commands, "maskige", maskige, "make Maskiges in advance", example, lambda found: missing(Path(found.source))
+    )
     command.add_argument("source", help="video, folder of pictures or videos, AVSBench, or built data set")
     command.add_argument("--output", type=Path, required=True, help="folder; for AVSBench it may be the source")
     names = "superpixels (default, no weights), sam, mobile_sam, mobile_sam_fast, semantic_sam, sam2, edgetam"
-    command.add_argument("--generator", default="superpixels", help=names)
-    command.add_argument("--model", help="weights of the generator: folder or Hub id")
+    text = f"proposal model, NAME or NAME=folder or Hub id; one of {names}"
+    command.add_argument("--proposals", type=proposals, metavar="NAME[=MODEL]", help=text)
+    command.add_argument("--generator", default="superpixels", help="older form of --proposals: NAME alone")
+    command.add_argument("--model", help="and its weights, folder or Hub id, with --generator")
     command.add_argument("--option", type=generator_option, action="append", default=[], metavar="NAME=VALUE",
                          help="of the generator: points_per_side=16, pred_iou_thresh=0.9, ...")  # fmt: skip
     command.add_argument("--size", type=positive, help="side in pixels; default 224; AVSBench, data sets: the frame's")
@@ -96,12 +103,16 @@ def register(commands: Any) -> None:
     command.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                          help="keep what is there (default), or make it again")  # fmt: skip
     command.add_argument("--cache", type=Path, help="folder for masks, found again by content and settings")
-    command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
+    command.add_argument("--device", type=device, help=DEVICE)
     command.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the generator's network")
 
     group = add_group(commands, "proposals", "models that propose masks")
-    example = f"{PROGRAM} proposals convert mobile_sam.pt --model mobile_sam --output my-mobile-sam"
-    command = add_command(group, "convert", convert, "convert an official file", example)
+    example = f"{PROGRAM} proposals convert mobile_sam.pt --kind mobile_sam --output my-mobile-sam"
+    command = add_command(
+        group, "convert", convert, "convert an official file", example, lambda found: missing(found.file)
+    )
     command.add_argument("file", type=Path, help="official .pt or .pth file")
-    command.add_argument("--model", required=True, choices=sorted(CONVERTERS), help="what the file is of")
+    command.add_argument(
+        "--kind", "--model", dest="kind", required=True, choices=sorted(CONVERTERS), help="what the file is of"
+    )
     command.add_argument("--output", type=Path, required=True, help="new folder")

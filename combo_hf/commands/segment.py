@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from combo_hf import resolve_model
 from combo_hf.commands.common import (
+    DEVICE,
     PROGRAM,
     InputError,
     add_command,
@@ -19,6 +21,7 @@ from combo_hf.commands.common import (
     load_transformers,
     named,
     positive,
+    proposals,
     reason,
 )
 from combo_hf.files.environment import package_versions
@@ -53,6 +56,17 @@ def demo(arguments: argparse.Namespace) -> None:
     print(f"What sounds when: {prediction.summary}")
     _print_files(prediction)
     print(BUNDLED_NOTE)
+
+
+def check_predict(arguments: argparse.Namespace) -> None:
+    """Whether there is such a model and, where one video is named, such a file."""
+    with named(arguments.model):
+        resolve_model(arguments.model)
+    word = arguments.source[0]
+    if len(arguments.source) == 1 and not (
+        word == "-" or "://" in word or glob.has_magic(word) or Path(word).exists()
+    ):
+        raise InputError(f"{word}: no such file.")
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -99,9 +113,11 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def info(arguments: argparse.Namespace) -> None:
     """Versions, devices and the bundled weights; or the parts of a given model."""
+    if arguments.model is not None:
+        resolve_model(arguments.model)
     import torch
 
-    from combo_hf import BUNDLED_MODEL, DEFAULT_MODEL, resolve_model
+    from combo_hf import BUNDLED_MODEL, DEFAULT_MODEL
 
     if arguments.model is None:
         for package, version in package_versions(PACKAGES).items():
@@ -139,16 +155,16 @@ def register(commands: Any) -> None:
     """Add the sub-commands."""
     command = add_command(commands, "demo", demo, "segment the bundled clip", f"{PROGRAM} demo --output combo-demo")
     command.add_argument("--output", type=Path, default=Path("combo-demo"), help="folder, default ./combo-demo")
-    command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
+    command.add_argument("--device", type=device, help=DEVICE)
 
     example = f"{PROGRAM} predict street.mp4 --output out --model my-model --masks --json"
-    command = add_command(commands, "predict", predict, "segment videos", example)
+    command = add_command(commands, "predict", predict, "segment videos", example, check_predict)
     text = "video: file, folder of files, pattern, http(s) URL, or - for standard input"
     command.add_argument("source", nargs="+", help=text)
     command.add_argument("--output", type=Path, required=True, help="folder for the results")
     command.add_argument("--model", help="folder or Hub id; default: the bundled weights (seven animals)")
     text = "proposal model, NAME or NAME=folder or Hub id (mobile_sam=my-mobile-sam); default: what the model says"
-    command.add_argument("--proposals", type=_proposals, metavar="NAME[=MODEL]", help=text)
+    command.add_argument("--proposals", type=proposals, metavar="NAME[=MODEL]", help=text)
     text = "of the proposal model: points_per_side=8, stability_score_thresh=0.85, ...; may be repeated"
     command.add_argument(
         "--option", type=generator_option, action="append", default=[], metavar="NAME=VALUE", help=text
@@ -181,18 +197,11 @@ def register(commands: Any) -> None:
     text = "paint each mask over its whole 1/fps s; default: masks follow what moves between the pictures segmented"
     command.add_argument("--no-follow", action="store_false", dest="follow", help=text)
     command.add_argument("--sheet", action="store_true", help="also a contact sheet")
-    command.add_argument("--device", type=device, help="cpu, cuda:0, ...; default: the first accelerator there is")
+    command.add_argument("--device", type=device, help=DEVICE)
 
     text = "versions, devices, or the parts of a model"
     command = add_command(commands, "info", info, text, f"{PROGRAM} info my-model", light=True)
     command.add_argument("model", nargs="?", help="folder or Hub id")
-
-
-def _proposals(text: str) -> dict[str, Any]:
-    name, mark, model = text.partition("=")
-    if not name or (mark and not model):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME or NAME=folder or Hub id")
-    return {"name": name, "model": model} if mark else {"name": name}
 
 
 def _generator(proposals: dict[str, Any] | None, device: str | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from combo_hf.commands.common import PROGRAM, add_command, is_first, named, reason
+from combo_hf import RECIPES
+from combo_hf.commands.common import PROGRAM, add_command, device, is_first, named, reason
+from combo_hf.files.typed_yaml import find_yaml
 
 
 if TYPE_CHECKING:
     from combo_hf.training import TrainingRecipe, TrainingResult
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Whether there is such a recipe, and such a device."""
+    find_yaml(arguments.recipe, RECIPES)
+    if arguments.device == "cuda":
+        device("cuda")
 
 
 def train(arguments: argparse.Namespace) -> int:
@@ -48,13 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, help=text)
     parser.add_argument("--output", type=Path, required=True, help="folder of the run")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output")
-    parser.add_argument(
-        "--device", choices=("auto", "cpu"), default="auto", help="cpu: leave a GPU alone; default auto"
-    )
+    text = "auto (default: the accelerators that there are), cpu: leave them alone, cuda: an error without one"
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=text)
     parser.add_argument("override", nargs="*", metavar="KEY=VALUE", help="values that replace the recipe's")
 
 
 def register(commands: Any) -> None:
     """Add the sub-command."""
     example = f"{PROGRAM} train --recipe synthetic-quick --output runs/quick max_steps=100"
-    add_arguments(add_command(commands, "train", train, "train a model by a recipe", example))
+    add_arguments(add_command(commands, "train", train, "train a model by a recipe", example, check))

@@ -133,7 +133,7 @@ def convert_official_checkpoint(
     Raises:
         ValueError: unknown preset, a file that is truncated or foreign, or weights of another configuration.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from combo_hf import convert_official_checkpoint
         >>> foreign = {"layer1.0.conv1.weight": torch.zeros(64, 64, 1, 1)}  # or the path of the release's .pth

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from combo_hf.configuration_combo import IGNORE_INDEX
 from combo_hf.data.avsbench_layout import ClipEntry, find_home, parse_objects, read_entries
 from combo_hf.data.row_format import SAMPLING_RATE, UNLABELLED, picture_entry, png_bytes, sound_entry, to_class_ids
 from combo_hf.data.sound import read_sound
 from combo_hf.data.subsets import SubsetRule, subset_rule
 from combo_hf.files.pictures import load_image, open_image, read_bytes
-from combo_hf.image_processing_combo import IGNORE_INDEX
 
 
 MASKIGE_CHOICES = ("auto", "yes", "no")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from combo_hf.configuration_combo import IGNORE_INDEX
 from combo_hf.data.row_format import to_class_ids
 from combo_hf.data.sound import decode_sound
 from combo_hf.data.subsets import OWN, subset_rule
 from combo_hf.files.pictures import open_image
-from combo_hf.image_processing_combo import IGNORE_INDEX
 from combo_hf.results.pictures import (
     BACKGROUND,
     FAINT,

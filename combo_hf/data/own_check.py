@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from combo_hf.configuration_combo import IGNORE_INDEX
 from combo_hf.data.findings import Finding
 from combo_hf.data.own_layout import OwnFolder
 from combo_hf.data.own_masks import Annotation, OwnVideo, read_mask
@@ -14,7 +15,6 @@ from combo_hf.data.own_rows import check_shape
 from combo_hf.data.subsets import OWN, SPLITS
 from combo_hf.files.pool import run_tasks
 from combo_hf.files.progress import Progress
-from combo_hf.image_processing_combo import IGNORE_INDEX
 from combo_hf.media_combo import MediaInfo, probe_media
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from combo_hf.configuration_combo import IGNORE_INDEX
 from combo_hf.files.pictures import open_image, read_bytes
-from combo_hf.image_processing_combo import IGNORE_INDEX
 
 
 MAX_SIDE = 16384  # pixels of a mask that is only described

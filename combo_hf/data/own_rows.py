@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from combo_hf.configuration_combo import IGNORE_INDEX
 from combo_hf.data.own_masks import Annotation, OwnVideo, read_mask
 from combo_hf.data.row_format import SAMPLING_RATE, UNLABELLED, picture_entry, png_bytes, sound_entry
 from combo_hf.data.subsets import OWN
-from combo_hf.image_processing_combo import IGNORE_INDEX
 from combo_hf.media_combo import FRAME_OFFSET, MediaInfo, load_audio, probe_media
 from combo_hf.media_combo_source import open_media
 from combo_hf.media_combo_tracks import picture_track

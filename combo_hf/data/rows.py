@@ -19,7 +19,6 @@ from combo_hf.data.sound import decode_sound
 from combo_hf.data.subsets import OWN, SUBSETS
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
 from combo_hf.files.pictures import open_image
-from combo_hf.image_processing_combo import to_label_map, to_rgb
 from combo_hf.maskige_combo import paint_maskige
 from combo_hf.proposals_combo import get_proposal_generator
 
@@ -103,6 +102,8 @@ def make_pictures(
     Raises:
         ValueError: numbers that differ, or something that is no image, label map or sound; names the clip.
     """
+    from combo_hf.image_processing_combo import to_label_map, to_rgb
+
     masks, label_frames = _annotated(video_id, frames, maskiges, masks, label_frames)
     try:
         features = ComboFeatureExtractor()(waveform, sampling_rate=sampling_rate, num_frames=len(frames))
@@ -211,6 +212,8 @@ def _picture(image: Any, name: str) -> Any:
 
 def _class_ids(mask: Any, subset: str, name: str) -> np.ndarray:
     """Class map of one mask: 255 of S4 and MS3 is the object."""
+    from combo_hf.image_processing_combo import to_label_map  # torch and torchvision: seconds, where nobody needs them
+
     try:
         return to_class_ids(to_label_map(mask), subset)
     except ValueError as error:

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from combo_hf.configuration_combo import IGNORE_INDEX
 from combo_hf.data.collate import ClipExample, plain_example
 from combo_hf.data.rows import ClipPictures
 from combo_hf.data.subsets import GEOMETRIES, OWN, OWN_GEOMETRY, subset_rule
-from combo_hf.image_processing_combo import IGNORE_INDEX
 
 
 MAX_SCALE = 4  # longest side in input sizes: 896 pixels for 224

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 
 
 LINE_EVERY = 30.0  # seconds
+FIRST_LINE = 3.0  # of work that cannot be counted
 _SILENT = ContextVar("silent", default=False)
 
 
@@ -89,6 +91,25 @@ class Progress:
         if self.total is not None and self.done > self._first:
             left = f", about {_span(elapsed * (self.total - self.done) / (self.done - self._first))} to go"
         return f"{self.name}: {self.done}{of} {self.unit}s after {_span(elapsed)}{left}{note and ', '}{note}"
+
+
+@contextmanager
+def stage(text: str) -> Iterator[None]:
+    """Work that cannot be counted: after some seconds, and then every so often, a line on stderr that it goes on."""
+    ended, started = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait = FIRST_LINE
+        while not ended.wait(wait):
+            print(f"{text}: {_span(time.monotonic() - started)}", file=sys.stderr, flush=True)
+            wait = LINE_EVERY
+
+    if not _SILENT.get():
+        threading.Thread(target=tell, name="combo-stage", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 @contextmanager

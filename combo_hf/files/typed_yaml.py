@@ -6,11 +6,29 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 
 MAX_TEXT = 1_000_000
 Built = TypeVar("Built")
+
+
+def find_yaml(name: str | Path, folder: Path) -> Path:
+    """A file, or else one of those in `folder` by name: `synthetic-quick`, or the path that recipes had in a clone,
+    `examples/recipes/synthetic-quick.yaml`.
+
+    Raises:
+        FileNotFoundError: neither; the message names those of the folder.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    known = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    stem = path.name.removesuffix(".yaml")
+    if stem in known and path.parent in (Path(), Path("examples", "recipes")):
+        return known[stem]
+    raise FileNotFoundError(f"{name}: no such file, and no recipe of the package: {', '.join(known)}.")
 
 
 def parse_yaml(text: str, name: str = "text") -> Any:

@@ -125,7 +125,7 @@ class SemanticScores:
     Raises:
         ValueError: fewer than two labels, or an unknown protocol.
 
-    Example:
+    Examples:
         >>> scores = SemanticScores(num_labels=3)
         >>> result = scores.update(torch.tensor([[[0, 1]]]), torch.tensor([[[0, 1]]])).compute()
         >>> round(result["miou_present"], 3)

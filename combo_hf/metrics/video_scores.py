@@ -31,7 +31,7 @@ class VideoScores:
     Raises:
         ValueError: fewer than two labels, or an unknown protocol.
 
-    Example:
+    Examples:
         >>> scores = VideoScores()
         >>> record = scores.update("a", torch.tensor([[[0.9, 0.1]]]), torch.tensor([[[1, 0]]]))
         >>> round(scores.compute()["M_J"], 3)

@@ -62,7 +62,7 @@ def follow_label_maps(pictures: Iterable[Timed], keys: Iterable[Timed]) -> Itera
         ImportError: OpenCV is not installed.
         ValueError: a picture or a label map of the wrong shape, type or range, or times that go back.
 
-    Example:
+    Examples:
         >>> pictures = [(k / 4, np.zeros((90, 160, 3), np.uint8)) for k in range(8)]
         >>> keys = [(0.5, np.ones((90, 160), np.uint8)), (1.5, np.zeros((90, 160), np.uint8))]
         >>> [int(label_map.max()) for label_map in follow_label_maps(pictures, keys)]

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from combo_hf import RECIPES
 from combo_hf.data.subsets import OWN, SUBSETS
 from combo_hf.data.transforms import TrainTransform
 from combo_hf.files.atomic import write_text
-from combo_hf.files.typed_yaml import apply_override, build_typed, dump_yaml, parse_yaml
+from combo_hf.files.typed_yaml import apply_override, build_typed, dump_yaml, find_yaml, parse_yaml
 
 
-RECIPES = Path(__file__).resolve().parent / "recipes"  # those that come with the package
 PRECISIONS = ("no", "bf16", "fp16")
 METRICS = ("M_J", "M_F", "miou", "fscore")
 TRACKERS = ("tensorboard", "wandb", "mlflow", "comet_ml", "aim", "swanlab", "trackio")
@@ -282,7 +282,7 @@ class TrainingRecipe:
         """Read a recipe.
 
         Args:
-            path: YAML file, or the name of a recipe of this package, see [`find_recipe`].
+            path: YAML file, or the name of a recipe of this package, see [`find_yaml`].
             overrides: such as `"max_steps=100"` or `"data.silence_audio=true"`; the value is read as YAML.
 
         Raises:
@@ -290,7 +290,7 @@ class TrainingRecipe:
             OSError: the file cannot be read.
             ImportError: PyYAML is not installed.
         """
-        path = find_recipe(path)
+        path = find_yaml(path, RECIPES)
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -323,23 +323,6 @@ class TrainingRecipe:
             for key in keys
             if ours.get(key, absent) != theirs.get(key, absent)
         ]
-
-
-def find_recipe(name: str | Path) -> Path:
-    """A file, or else one of the recipes that come with the package: `synthetic-quick`, or the path it had in a clone,
-    `examples/recipes/synthetic-quick.yaml`.
-
-    Raises:
-        FileNotFoundError: neither; the message names the recipes.
-    """
-    path = Path(name)
-    if path.exists():
-        return path
-    known = {recipe.stem: recipe for recipe in sorted(RECIPES.glob("*.yaml"))}
-    stem = path.name.removesuffix(".yaml")
-    if stem in known and path.parent in (Path(), Path("examples", "recipes")):
-        return known[stem]
-    raise FileNotFoundError(f"{name}: no such file, and no recipe of the package: {', '.join(known)}.")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

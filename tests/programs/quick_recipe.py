@@ -11,11 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from combo_hf import RECIPES
 from combo_hf.training import TrainingRecipe, run_recipe
-from combo_hf.training.arguments import find_recipe
 
 
-RECIPE = find_recipe("synthetic-quick")
+RECIPE = RECIPES / "synthetic-quick.yaml"
 
 
 def stated(path: Path) -> tuple[float, float]:

@@ -167,7 +167,11 @@ class Visitor:
         with path.open("rb") as file:
             answer = self.client.post("/upload", files={"files": (path.name, file, "video/mp4")})
         stored = {"path": answer.raise_for_status().json()[0], "meta": {"_type": "gradio.FileData"}}
-        body = {"data": [stored, "superpixels", fps, []], "fn_index": self.page.function, "session_hash": self.session}
+        body = {
+            "data": [stored, "superpixels", fps, [], 0.0, True],
+            "fn_index": self.page.function,
+            "session_hash": self.session,
+        }
         return self.client.post("/queue/join", json=body)
 
     def messages(self) -> Any:

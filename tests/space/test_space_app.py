@@ -33,6 +33,10 @@ from combo_hf.results.video import write_video
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def silent(*_, **__):
+    """A progress bar that nobody looks at."""
+
+
 def make_film(path, width=64, seconds=1, sound=True, level=90):
     frames = [np.full((48, width, 3), level, np.uint8)] * (4 * seconds)
     return write_video(path, frames, 4, noise(seconds) if sound else None)
@@ -109,12 +113,17 @@ def test_result(connect, tmp_path):
     assert summary.startswith("**") and size_of(timeline)[0] == 720
     assert len(gallery) == 4 * 6 and gallery[1]["caption"] == "0.5 s Maskige"
     video, archive, report = (Path(file) for file in files)
-    assert video.name == "combo_overlay.mp4"
+    assert [file.name for file in (video, archive, report)] == [
+        f"zwei drei{end}" for end in ("_overlay.mp4", "_masks.zip", ".json")
+    ]
     with zipfile.ZipFile(archive) as content:
         names = [f"{index:06d}_{(index + 15 / 16) / 2:.3f}s.png" for index in range(6)]
         assert content.namelist() == names
         assert size_of(io.BytesIO(content.read(names[3]))) == (80, 48)
     assert len(json.loads(report.read_text())["frames"]) == 6
+    outputs = connect().view_api(return_format="dict")["named_endpoints"]["/segment"]
+    assert [part["parameter_name"] for part in outputs["parameters"]][:2] == ["video", "proposals"]
+    assert [part["label"] for part in outputs["returns"]][:3] == ["Overlay", "Summary", "Timeline"]
 
 
 def test_files_of_earlier_visitors_are_not_written_again(connect, tmp_path, tmp_path_factory):
@@ -198,13 +207,56 @@ def test_an_upload_does_not_go_while_it_is_worked_on(app, tiny_pipe, tmp_path):
     assert time.time() - film.stat().st_mtime < 60
 
 
+def test_what_went_wrong_stays_on_the_page(app, tiny_pipe, tmp_path):
+    """In the place of the summary, once; older results go."""
+    (tmp_path / "bad<b>.mp4").write_bytes(b"no video" * 50)
+    told = app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(tmp_path / "bad<b>.mp4"), "superpixels", 1, [])
+    video, summary, *others = next(told)
+    assert summary.startswith("**Not segmented.** The video: cannot be read") and [video, *others] == [None] * 4
+    with pytest.raises(app.gr.Error, match="cannot be read"):
+        next(told)
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "shown", "words"),
+    [
+        (0, 4, 0.05, "window 1 of 4"),
+        (3, 4, 0.725, "window 4 of 4"),
+        (4, 4, 0.97, "Writing"),
+        (2, None, 0.5, "window 3"),
+    ],
+)
+def test_the_bar_is_not_full_before_the_end(app, done, total, shown, words):
+    calls = []
+    app.show_stage(lambda share, desc: calls.append((share, desc)), done, total)
+    assert calls[0][0] == pytest.approx(shown) and words in calls[0][1]
+
+
+def test_long_videos_have_a_table_and_names_are_plain(app):
+    frames = [
+        {"timestamp": k + 0.9, "segments": [{"label": label}] if label else []}
+        for k, label in enumerate(["dog", "", "cat", "", "dog", "", "cow", "", "dog", "", "cat", "", "dog"])
+    ]
+    found = SimpleNamespace(result={"frames": frames, "fps": 1}, summary="many", has_audio=True, warnings=[])
+    text = app.summary_text(found, Path("a.mp4"))
+    assert text.startswith("**dog, cat, cow: 7 stretches of sound**") and "| cow | 6 s | 7 s |" in text
+    found.result["frames"] = frames[:3]
+    assert app.summary_text(found, Path("a.mp4")) == "**many**"
+    assert [app.result_name(Path(name)) for name in ("my <b> ö.mp4", "...", "x" * 99 + ".mp4")] == [
+        "my _b_ ö",
+        "video",
+        "x" * 60,
+    ]
+
+
 def test_who_leaves_frees_the_network(app, tiny_pipe, tmp_path, monkeypatch):
     film = make_film(tmp_path / "long.mp4", seconds=20)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     windows = []
     monkeypatch.setattr(tiny_pipe, "forward", lambda *a, f=tiny_pipe.forward, **k: windows.append(1) or f(*a, **k))
-    run = app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(film), "superpixels", 1, [], lambda *_, **__: None)
-    next(run)
+    run = app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(film), "superpixels", 1, [], progress=silent)
+    while not windows:  # on a busy machine a second may pass before there is one
+        next(run)
     run.close()
     deadline = time.monotonic() + 60
     while any(thread.name == app.WORKER for thread in threading.enumerate()) and time.monotonic() < deadline:
@@ -234,11 +286,11 @@ def test_zero_gpu(app, tiny_pipe, tmp_path, monkeypatch, zero):
         assert (work, example) == (segmenter.run, segmenter.example)
         return
     assert work is example
-    video, *_, files = work(str(film), "superpixels", 1, [])
-    assert wrapped == [("superpixels", 1, [])] and probe_media(video).width == 64
+    video, *_, files = work(str(film), "superpixels", 1, [], 0.5, False)
+    assert wrapped == [("superpixels", 1, [], 0.5, False)] and probe_media(video).width == 64
     assert all(Path(name).is_file() and tmp_path in Path(name).parents for name in files)
     with pytest.raises(app.gr.Error, match="no proposal model 'x'"):
-        work(str(film), "x", 1, [])
+        work(str(film), "x", 1, [], 0.0, True)
 
 
 def test_without_the_package_of_zero_gpu(app, tiny_pipe, monkeypatch):
@@ -248,7 +300,7 @@ def test_without_the_package_of_zero_gpu(app, tiny_pipe, monkeypatch):
 
 
 def results(segmenter, film, proposals="superpixels"):
-    return list(segmenter.run(str(film), proposals, 1, [], lambda *_, **__: None))[-1]
+    return list(segmenter.run(str(film), proposals, 1, [], progress=silent))[-1]
 
 
 def test_who_leaves_a_slow_proposal_model_is_noticed_at_the_next_frame(app, tiny_pipe, tmp_path, monkeypatch):
@@ -264,7 +316,7 @@ def test_who_leaves_a_slow_proposal_model_is_noticed_at_the_next_frame(app, tiny
 
     slow.name = app.SUPERPIXELS
     monkeypatch.setattr(tiny_pipe.processor, "_generator", slow)
-    run = app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(film), "superpixels", 1, [], lambda *_, **__: None)
+    run = app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(film), "superpixels", 1, [], progress=silent)
     while not frames:
         next(run)
     run.close()
@@ -360,7 +412,7 @@ def test_the_example(serve, tmp_path):
             visitor.client.post("/queue/join", json=body).raise_for_status()
             last = next(message for message in visitor.messages() if message["msg"] == "process_completed")
             assert last["success"], last
-            films = [part for part in last["output"]["data"] if "combo_overlay.mp4" in str(part)]
+            films = [part for part in last["output"]["data"] if "demo_real_overlay.mp4" in str(part)]
             url = load.find_path(films[0])
             (tmp_path / "film.mp4").write_bytes(visitor.client.get(url).raise_for_status().content)
         assert (probe_media(tmp_path / "film.mp4").has_audio, "dog" in str(last)) == (True, True)

@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -291,3 +293,65 @@ def test_error_of_a_loaders_worker_is_shown_and_not_its_traceback():
     with pytest.raises(ValueError) as caught:
         next(iter(torch.utils.data.DataLoader(_Damaged(), num_workers=1)))
     assert reason(caught.value) == "clip 0: no Maskiges: make them."
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("predict nowhere.mp4 --output out", "nowhere.mp4: no such file."),
+        ("predict a.mp4 --output out --model nowhere", "nowhere: no such folder; "),
+        ("train --recipe nowhere --output out", "nowhere: no such file, and no recipe of the package: own-data, "),
+        ("evaluate nowhere rows", "nowhere: no such folder; "),
+        ("evaluate org/name nowhere", "nowhere is no folder; "),
+        ("export nowhere --output net.onnx", "nowhere: no such folder; "),
+        ("export org/name --output net.txt", "net.txt: the file must end in .onnx (ONNX) or .pt2 (torch.export)"),
+        ("convert nowhere.pth --preset r50-s4 --output out", "nowhere.pth: no such file or folder."),
+        ("proposals convert nowhere.pt --kind sam --output out", "nowhere.pt: no such file or folder."),
+        ("maskige nowhere --output out", "nowhere: no such file or folder."),
+        ("push nowhere me/x --dry-run", "nowhere: no such file or folder."),
+        ("info nowhere", "nowhere: no such folder; "),
+    ],
+)
+def test_what_is_missing_is_said_before_torch_is_loaded(capsys, tmp_path, monkeypatch, line, message):
+    def load():
+        raise AssertionError("transformers was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "load_transformers", load)
+    outcome = run(capsys, *line.split())
+    assert_one_error_line(outcome, message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("maskige x --output y --proposals sam=folder", "proposals", {"name": "sam", "model": "folder"}),
+        ("maskige x --output y --generator sam --model folder", "model", "folder"),
+        ("proposals convert f.pt --kind sam --output y", "kind", "sam"),
+        ("proposals convert f.pt --model sam --output y", "kind", "sam"),
+        ("benchmark --output speed.json", "output", Path("speed.json")),
+        ("benchmark --json speed.json", "output", Path("speed.json")),
+        ("evaluate m d --sheet-videos 2", "sheet", 2),
+        ("evaluate m d --sheet 2", "sheet", 2),
+        ("data build --subset s4 --root r --output o --split val test", "splits", ["val", "test"]),
+        ("data build --subset s4 --root r --output o --splits val", "splits", ["val"]),
+        ("data synthesize --output o --proposals superpixels", "maskiges", "superpixels"),
+        ("data synthesize --output o --maskiges superpixels", "maskiges", "superpixels"),
+        ("predict v.mp4 --output o --device auto", "device", None),
+        ("train --recipe r --output o --device auto", "device", "auto"),
+    ],
+)
+def test_one_meaning_per_flag_and_the_older_names(line, name, value):
+    assert getattr(cli.build_parser().parse_args(line.split()), name) == value
+
+
+@pytest.mark.parametrize(("typed", "offered"), [("pre", "predict"), ("predict a.mp4 --thr", "--threshold")])
+def test_shells_are_told_what_may_follow(tmp_path, typed, offered):
+    pytest.importorskip("argcomplete")
+    line, answer = f"combo-hf {typed}", tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    asked["_ARGCOMPLETE_STDOUT_FILENAME"] = str(answer)
+    command = [sys.executable, "-c", "from combo_hf.cli import main; main()"]
+    subprocess.run(command, env={**os.environ, **asked}, check=False, capture_output=True)
+    assert offered in answer.read_text()

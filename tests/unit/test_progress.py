@@ -3,6 +3,7 @@
 import io
 import pickle
 import sys
+import time
 
 import pytest
 
@@ -67,3 +68,18 @@ def test_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch):
         bar(4)
     assert "clips:   0%" in screen.getvalue() or "clips: 0clip" in screen.getvalue()
     assert sent.done == sent.total == 4
+
+
+def test_a_stage_says_that_it_goes_on(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.01)
+    with progress.stage("reading"):
+        deadline = time.monotonic() + 10
+        while not (written := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert written == "reading: 0:00:00\n"
+    with progress.silence(), progress.stage("reading"):
+        time.sleep(0.05)
+    monkeypatch.setattr(progress, "FIRST_LINE", 3.0)
+    with progress.stage("quick"):
+        pass
+    assert capsys.readouterr().err == ""

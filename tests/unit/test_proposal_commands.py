@@ -8,7 +8,7 @@ import pytest
 from fixtures_proposals import picture, random_weights, save_proposal_model, tiny_mobile_sam_config
 from PIL import Image
 
-from combo_hf.commands import proposals, segment
+from combo_hf.commands import common, proposals, segment
 from combo_hf.commands.common import InputError, Parser, generator_option
 from combo_hf.proposals import load_proposal_generator
 from combo_hf.proposals.modeling_mobile_sam import MobileSamModel
@@ -100,7 +100,7 @@ def test_usage_errors(run, tmp_path, arguments, capsys):
 )
 def test_proposals_that_predict_cannot_use(proposals, message):
     with pytest.raises(InputError, match=message):
-        segment._generator(segment._proposals(proposals), None, {})
+        segment._generator(common.proposals(proposals), None, {})
 
 
 def test_options_of_predict():

@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 
+import combo_hf
 from combo_hf import BUNDLED_MODEL, ComboForAudioVisualSegmentation
 from combo_hf.commands.training import add_arguments
 from combo_hf.data.transforms import EvalTransform, TrainTransform
+from combo_hf.files.typed_yaml import find_yaml
 from combo_hf.training import (
     AvsbenchRecipe,
     SyntheticRecipe,
@@ -21,13 +23,11 @@ from combo_hf.training import (
     label_names,
     parameter_groups,
 )
-from combo_hf.training.arguments import RECIPES as RECIPES_FOLDER
-from combo_hf.training.arguments import find_recipe
 from combo_hf.training.sources import avsbench_transform
 
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-RECIPES = {path.stem: path for path in sorted(RECIPES_FOLDER.glob("*.yaml"))}
+RECIPES = {path.stem: path for path in sorted(combo_hf.RECIPES.glob("*.yaml"))}
 OWN = ["own-data", "s4-small", "real-animals"]
 OFFICIAL = [name for name in RECIPES if not name.startswith("synthetic") and name not in OWN]
 # Appendix, Table I; steps between evaluations as in the release
@@ -52,7 +52,7 @@ def test_all_recipes_are_there():
 @pytest.mark.parametrize("name", ["synthetic-quick", "synthetic-quick.yaml", "examples/recipes/synthetic-quick.yaml"])
 def test_recipes_are_found_by_name_anywhere(tmp_path: Path, monkeypatch, name: str):
     monkeypatch.chdir(tmp_path)
-    assert find_recipe(name) == RECIPES["synthetic-quick"]
+    assert find_yaml(name, combo_hf.RECIPES) == RECIPES["synthetic-quick"]
     own = tmp_path / name
     own.parent.mkdir(parents=True, exist_ok=True)
     own.write_text("max_steps: 3")  # a file of one's own comes first
