@@ -1,7 +1,6 @@
 """The web page: a video in, what sounds where and when out.
 
-`python space/app.py` in a clone runs it with the bundled weights; README.md beside this file lists the settings.
-limits.py beside it says what is refused, zero_gpu.py how a GPU comes in on ZeroGPU.
+`python space/app.py` in a clone runs it; README.md lists the settings. Beside it lie its look, limits and ZeroGPU.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def introduction(limits: Limits, bundled: bool) -> str:
     if bundled:
         text += (
             "**These weights know seven animals** (bird, cat, cow, dog, hen, lion, sheep) and nothing else, for "
-            "research that is not commercial. They find the animal, but tell poorly which animal a sound belongs to."
+            "research that is not commercial. They miss what they do not hear, and real videos have not been measured."
         )
     return text
 
