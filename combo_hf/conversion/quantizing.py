@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from combo_hf.conversion.exporting import OUTPUTS, export_onnx, onnx_session, quiet, require
+from combo_hf.conversion.exporting import INPUTS, OUTPUTS, export_onnx, onnx_session, quiet, require
 from combo_hf.files.atomic import replacing
 from combo_hf.label_maps_combo import input_size, segment
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
@@ -104,7 +104,7 @@ def _windows(
                 open_ones.remove(source)
                 continue
             count += 1
-            yield {name: values.numpy() for name, values in item["inputs"].items() if name != "num_frames"}
+            yield {name: values.numpy() for name, values in item["inputs"].items() if name in INPUTS}
 
 
 def _quantize(source: Path, target: Path, windows: Sequence[Inputs]) -> None:
