@@ -170,7 +170,8 @@ def stage_clocks(
         stack.enter_context(mock.patch.object(pipeline_combo_inputs, "iter_clips", clips))
         stack.enter_context(mock.patch.object(ComboProcessor, "__call__", clocked("network inputs", call)))
         stack.enter_context(mock.patch.object(processor, "_propose", propose))
-        stack.enter_context(mock.patch.object(pipe.model, "forward", clocked("network", pipe.model.forward)))
+        for name in ("forward", "embed_audio"):
+            stack.enter_context(mock.patch.object(pipe.model, name, clocked("network", getattr(pipe.model, name))))
         for name in ("_label", "_segments"):
             stack.enter_context(mock.patch.object(pipe, name, clocked("label maps", getattr(pipe, name))))
         yield spent
