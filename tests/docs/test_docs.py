@@ -65,6 +65,8 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
+# pycocotools 2.0.11 and numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 @pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page in RUN])
 def test_page_runs_from_top_to_bottom(desk, page):
     names = {"__name__": "__docs__"}
