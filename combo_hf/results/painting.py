@@ -74,6 +74,12 @@ class Painter:
         self._colors = colors
         self._labels = {} if labels is None else labels
         self._yuv = to_yuv(colors, track.colour.matrix, track.colour.full)  # (K, 3)
+        # of class k inside (2 k) and on its contour (2 k + 1): share of the picture (2 K,), what a plane adds (3, 2 K)
+        share = np.array([alpha, min(1.0, alpha + CONTOUR_ALPHA)] * len(colors)) * 256
+        share = np.rint(share).astype(np.uint16)
+        share[:2] = 0
+        self._keep = 256 - share
+        self._add = (share * self._yuv.repeat(2, axis=0).T + 128 * (share > 0)).astype(np.uint16)
         self._weights: list[list[Patch]] = [[], [], []]  # for each of the planes Y, Cb, Cr
         self._slot = -1
         self._map: np.ndarray | None = None
@@ -128,9 +134,13 @@ class Painter:
         label_map = even(label_map)
         box = _even_box(label_map)
         inside = label_map[box]
-        share = np.where(inside > 0, round(256 * self._alpha), 0).astype(np.uint16)
-        share[_contour(inside)] = round(256 * min(1.0, self._alpha + CONTOUR_ALPHA))
-        weights = self._patches(box, share, self._yuv[inside])
+        index = inside.astype(np.uint16 if len(self._colors) > 127 else np.uint8)  # of `_keep` and `_add`
+        index = 2 * index + _contour(index)
+        weights = [
+            [(part, self._keep.take(spots), add.take(spots))]
+            for add, (part, spots) in zip(self._add, _halved(box, index), strict=True)
+        ]
+        self._room_for(index.size)
         if self._labels:
             for place, pixels, opacity in write_labels(label_map, self._labels, self._colors):
                 colours = to_yuv(pixels.reshape(-1, 3), self._track.colour.matrix, self._track.colour.full)
@@ -140,15 +150,16 @@ class Painter:
 
     def _patches(self, box: tuple[slice, slice], share: np.ndarray, colours: np.ndarray) -> list[list[Patch]]:
         """A part of a picture to be mixed: share (H, W) of 256, colours (H, W, 3) in Y, Cb, Cr; box: even."""
-        if self._room.size < share.size:
-            self._room = np.empty(share.size, np.uint16)
+        self._room_for(share.size)
         patches: list[list[Patch]] = []
-        for plane in range(3):
-            step = 1 if plane == 0 else 2  # the colour planes have half the size
-            part, mixed = share[::step, ::step], colours[::step, ::step, plane]
-            rows, columns = (slice(side.start // step, side.stop // step) for side in box)
-            patches.append([((rows, columns), 256 - part, part * mixed + np.uint16(128) * (part > 0))])
+        for plane, (place, part) in enumerate(_halved(box, share)):
+            mixed = colours[:: 2 if plane else 1, :: 2 if plane else 1, plane]
+            patches.append([(place, 256 - part, part * mixed + np.uint16(128) * (part > 0))])
         return patches
+
+    def _room_for(self, pixels: int) -> None:
+        if self._room.size < pixels:
+            self._room = np.empty(pixels, np.uint16)
 
 
 def _check_map(label_map: np.ndarray, size: tuple[int, int], num_colors: int) -> None:
@@ -170,6 +181,12 @@ def to_yuv(colors: np.ndarray, matrix: int, full: bool) -> np.ndarray:
     floor, light, tint = (0, 255, 255) if full else (16, 219, 224)
     yuv = np.stack([floor + light * luma, 128 + tint * half[0], 128 + tint * half[1]], axis=1)
     return np.rint(yuv).clip(0, 255).astype(np.uint16)
+
+
+def _halved(box: tuple[slice, slice], values: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray]]:
+    """Place and values (H, W) of an even box in the planes Y, Cb, Cr: those of colour have half the size."""
+    rows, columns = (slice(side.start // 2, side.stop // 2) for side in box)
+    return [(box, values), *[((rows, columns), values[::2, ::2])] * 2]
 
 
 def _contour(label_map: np.ndarray) -> np.ndarray:
