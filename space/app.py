@@ -40,7 +40,7 @@ import gradio as gr
 from housekeeping import Storage, temporary_folder
 from layout import (
     CSS,
-    MAX_FPS,
+    RATES,
     SHOW,
     SUPERPIXELS,
     TITLE,
@@ -56,6 +56,7 @@ from PIL import Image
 
 from combo_hf.cli import run_script
 from combo_hf.media_combo import MediaError, probe_media
+from combo_hf.media_combo_shown import AUTO
 from combo_hf.results.figures import prediction_gallery
 from combo_hf.results.folder import predict_to_folder
 from combo_hf.results.pictures import draw_timeline
@@ -68,7 +69,7 @@ LOOK_S = 1.0  # how often it is looked whether the visitor is still there
 LOG = logging.getLogger("combo_space")
 WORKER = "combo-segment"
 OUTPUTS = 5
-EXAMPLE = [str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, 5, [], 0.0, True]
+EXAMPLE = [str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, AUTO, [], 0.0, True]
 
 
 class Stopped(Exception):
@@ -127,8 +128,8 @@ class Segmenter:
         return path
 
     def _check_options(self, fps: Any, classes: Any, threshold: Any) -> None:
-        if isinstance(fps, bool) or fps not in range(1, MAX_FPS + 1):
-            raise refusal(f"Frames per second: 1 to {MAX_FPS}.")
+        if isinstance(fps, bool) or fps not in RATES:
+            raise refusal(f"Frames per second: one of {', '.join(map(str, RATES))}.")
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
             raise refusal("Threshold: 0 to 1.")
         unknown = set(classes or ()) - set(self.classes)
@@ -178,7 +179,7 @@ class Segmenter:
         self,
         video: str,
         proposals: str,
-        fps: int,
+        fps: str | float,
         classes: list[str],
         threshold: float = 0.0,
         follow: bool = True,
@@ -195,7 +196,7 @@ class Segmenter:
         self,
         video: str,
         proposals: str,
-        fps: int,
+        fps: str | float,
         classes: list[str],
         threshold: float,
         follow: bool,
@@ -217,7 +218,7 @@ class Segmenter:
                 with self._turn:  # who has just been stopped may still be busy with a frame
                     check()
                     pipe = self.pipe_with(proposals, check)
-                    options = {"fps": int(fps), "classes": classes or None, "progress": check}
+                    options = {"fps": fps, "classes": classes or None, "progress": check}
                     options |= {"threshold": float(threshold), "follow": bool(follow)}
                     options["max_seconds"] = self.limits.seconds  # whatever the header of the file says
                     done.put(("result", self._segment(pipe, path, folder, **options)))
@@ -243,7 +244,7 @@ class Segmenter:
         self,
         video: str,
         proposals: str,
-        fps: int,
+        fps: str | float,
         classes: list[str],
         threshold: float = 0.0,
         follow: bool = True,
@@ -259,7 +260,7 @@ class Segmenter:
         folder: Path,
         video: str,
         proposals: str,
-        fps: int,
+        fps: str | float,
         classes: list[str],
         threshold: float,
         follow: bool,
@@ -267,7 +268,7 @@ class Segmenter:
     ) -> tuple[Any, ...]:
         """The five outputs, with their files in a folder that the caller removes."""
         path = self.check(video, proposals, fps, classes, threshold)
-        options: dict[str, Any] = {"fps": int(fps), "classes": classes or None, "max_seconds": self.limits.seconds}
+        options: dict[str, Any] = {"fps": fps, "classes": classes or None, "max_seconds": self.limits.seconds}
         options |= {"threshold": float(threshold), "follow": bool(follow), "progress": partial(show_stage, progress)}
         try:
             with self._turn:

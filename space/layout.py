@@ -13,11 +13,12 @@ from typing import Any
 import gradio as gr
 from limits import Limits, plain
 
+from combo_hf.media_combo_shown import AUTO
 from combo_hf.results.pictures import timeline
 
 
 SUPERPIXELS = "superpixels"
-MAX_FPS = 5
+RATES = (AUTO, 0.2, 0.5, 1, 2, 3, 4, 5)  # network pictures a second
 TITLE = "Which pixels make this sound?"
 LONG = 6  # more stretches of sound than this are a table
 CSS = """
@@ -122,9 +123,9 @@ def components(segment: Any, use_maskige: bool) -> tuple[list[Any], Any, Any, li
                 run = gr.Button("Segment", variant="primary", elem_id="run", min_width=100)
                 stop = gr.Button("Stop", elem_id="stop", min_width=100)
             with gr.Accordion("Options", open=False):
-                fps = gr.Slider(
-                    1, MAX_FPS, value=1, step=1, label="Frames per second", elem_id="fps",
-                    info="how often the network looks; more takes longer and misses less")  # fmt: skip
+                fps = gr.Dropdown(
+                    [*RATES], value=AUTO, label="Frames per second", elem_id="fps",
+                    info="how often the network looks; auto: once, and more often where something moves")  # fmt: skip
                 classes = gr.Dropdown(
                     segment.classes, multiselect=True, label="Classes", info="only these; empty: all it knows"
                 )
