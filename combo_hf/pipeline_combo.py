@@ -64,7 +64,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         >>> import transformers
         >>> pipe = transformers.pipeline("audio-visual-segmentation")
         >>> pipe("clip.mp4")["frames"][0]["segments"]
-        [{'label': 'dog', 'score': 0.77..., 'mask': <PIL.Image.Image image mode=L size=384x288 at ...>}]
+        [{'label': 'dog', 'score': 0.96..., 'mask': <PIL.Image.Image image mode=L size=384x288 at ...>}]
     """
 
     model: ComboForAudioVisualSegmentation

@@ -218,7 +218,7 @@ def damage(name, content):
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda folder: shutil.rmtree(folder), "no such folder"),
+        (lambda folder: shutil.rmtree(folder), "no such file or folder"),
         (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
         (lambda folder: (folder / "processor_config.json").unlink(), "holds no processor_config.json"),
         (lambda folder: (folder / WEIGHTS).unlink(), r"no model.safetensors \(pytorch_model.bin is not published"),
