@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import weakref
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -37,7 +36,7 @@ except ModuleNotFoundError:  # a bare clone
     import combo_hf
 
 import gradio as gr
-from housekeeping import Storage, temporary_folder
+from housekeeping import Storage, save_pictures, temporary_folder, zip_folder
 from layout import (
     CSS,
     RATES,
@@ -52,7 +51,6 @@ from layout import (
     summary_text,
 )
 from limits import Limits, plain, proposal_sources, refusal, refuse_addresses
-from PIL import Image
 
 from combo_hf.cli import run_script
 from combo_hf.media_combo import MediaError, probe_media
@@ -136,6 +134,13 @@ class Segmenter:
         if unknown:
             raise refusal(f"These weights do not know {', '.join(sorted(map(str, unknown)))}.")
 
+    def _options(
+        self, fps: str | float, classes: list[str], threshold: float, follow: bool, progress: Callable[..., None]
+    ) -> dict[str, Any]:
+        """Of [`predict_to_folder`]; the video is cut at the limit, whatever its header says."""
+        chosen = {"fps": fps, "classes": classes or None, "threshold": float(threshold), "follow": bool(follow)}
+        return {**chosen, "max_seconds": self.limits.seconds, "progress": progress}
+
     def pipe_with(self, proposals: str, check: Callable[[], None]) -> Any:
         """The pipeline with this proposal model; `check` is called before every frame.
 
@@ -218,9 +223,7 @@ class Segmenter:
                 with self._turn:  # who has just been stopped may still be busy with a frame
                     check()
                     pipe = self.pipe_with(proposals, check)
-                    options = {"fps": fps, "classes": classes or None, "progress": check}
-                    options |= {"threshold": float(threshold), "follow": bool(follow)}
-                    options["max_seconds"] = self.limits.seconds  # whatever the header of the file says
+                    options = self._options(fps, classes, threshold, follow, check)
                     done.put(("result", self._segment(pipe, path, folder, **options)))
             except BaseException as error:  # carried over to the visitor's thread
                 done.put(("error", error))
@@ -268,8 +271,7 @@ class Segmenter:
     ) -> tuple[Any, ...]:
         """The five outputs, with their files in a folder that the caller removes."""
         path = self.check(video, proposals, fps, classes, threshold)
-        options: dict[str, Any] = {"fps": fps, "classes": classes or None, "max_seconds": self.limits.seconds}
-        options |= {"threshold": float(threshold), "follow": bool(follow), "progress": partial(show_stage, progress)}
+        options = self._options(fps, classes, threshold, follow, partial(show_stage, progress))
         try:
             with self._turn:
                 return self._segment(self.pipe_with(proposals, lambda: None), path, folder, **options)
@@ -292,11 +294,11 @@ class Segmenter:
         name = result_name(path)
         found = predict_to_folder(
             pipe, path, folder, name, masks=True, summary=True, keep=EVERYTHING_AT, **options)  # fmt: skip
-        archive = _zip(found.files["masks"], folder / f"{name}_masks.zip")
+        archive = zip_folder(found.files["masks"], folder / f"{name}_masks.zip")
         files = [str(found.files["overlay"]), str(archive), str(found.files["json"])]
         timeline = draw_timeline(found.result, found.peaks, max(probe_media(path).duration, found.seconds))
         pictures = [(timeline, "timeline"), *prediction_gallery(found)]
-        saved = _save([picture for picture, _ in pictures], folder / "pictures")
+        saved = save_pictures([picture for picture, _ in pictures], folder / "pictures")
         gallery = [(name, caption) for name, (_, caption) in zip(saved, pictures, strict=True)][1:]
         return files[0], summary_text(found, path), saved[0], gallery, files
 
@@ -373,22 +375,6 @@ def _messages(done: queue.Queue) -> Iterator[tuple[str, Any]]:
         with suppress(queue.Empty):
             kind, value = done.get(timeout=LOOK_S)
         yield kind, value
-
-
-def _save(pictures: list[Image.Image], folder: Path) -> list[str]:
-    """As files: of pictures, gradio writes its copy anew for every visitor, also while another one downloads it."""
-    folder.mkdir()
-    names = [str(folder / f"{index:03d}.png") for index in range(len(pictures))]
-    for picture, name in zip(pictures, names, strict=True):
-        picture.save(name)
-    return names
-
-
-def _zip(source: Path, target: Path) -> Path:
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(source.iterdir()):
-            archive.write(path, path.name)
-    return target
 
 
 def main() -> None:

@@ -16,8 +16,11 @@ import shutil
 import tempfile
 import threading
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
+
+from PIL import Image
 
 from combo_hf.files.atomic import owned_prefix, remove_leftovers
 
@@ -77,3 +80,19 @@ class Storage:
 def temporary_folder() -> Path:
     """For the work on one video; who makes it removes it, and after a crash the next start does."""
     return Path(tempfile.mkdtemp(prefix=owned_prefix(PREFIX)))
+
+
+def save_pictures(pictures: list[Image.Image], folder: Path) -> list[str]:
+    """As files: of pictures, gradio writes its copy anew for every visitor, also while another one downloads it."""
+    folder.mkdir()
+    names = [str(folder / f"{index:03d}.png") for index in range(len(pictures))]
+    for picture, name in zip(pictures, names, strict=True):
+        picture.save(name)
+    return names
+
+
+def zip_folder(source: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(source.iterdir()):
+            archive.write(path, path.name)
+    return target
