@@ -6,6 +6,7 @@ shows the traceback instead.
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import gc
 import os
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from combo_hf import __version__
 from combo_hf.commands import benchmark, data, evaluation, models, proposals, segment, training
@@ -140,17 +142,25 @@ def _terminable(process_ends: bool) -> Iterator[None]:
         nonlocal stopped
         stopped = True
         # Python writes there that one came just now, and what generators say when they are closed in the middle.
-        sys.unraisablehook = lambda unraisable: None
+        sys.unraisablehook = again
         for known in before:
             signal.signal(known, signal.SIG_IGN)
         signal.default_int_handler(number, frame)
+
+    def again(unraisable: Any) -> None:
+        # Where an object is finalized, Python drops it; in a moment, for from in here it would be dropped, too.
+        if unraisable.exc_type is KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, stop)
+            timer = threading.Timer(0.05, _thread.interrupt_main, [signal.SIGTERM])
+            timer.daemon = True
+            timer.start()
 
     for number in before:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        if not (stopped and process_ends):
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            sys.unraisablehook = hook
+        ends = stopped and process_ends
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_IGN if ends else handler)
+        sys.unraisablehook = sys.unraisablehook if ends else hook

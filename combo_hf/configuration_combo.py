@@ -337,7 +337,7 @@ class ComboConfig(PretrainedConfig):
         missing = {"channels", "hidden_sizes", "embedding_size"} - set(self.audio_config)
         if missing or len(self.audio_config["channels"]) != 4 or not all(_sizes(self.audio_config)):
             wanted = "4 blocks of channels, hidden_sizes and embedding_size"
-            raise ValueError(f"audio_config: wanted {wanted}, got {self.audio_config}.")
+            raise ValueError(f"audio_config: wanted {wanted}, got {str(self.audio_config)[:200]}.")
 
     def _check_values(self) -> None:
         for name in WHOLE:
@@ -384,7 +384,7 @@ def _labels(classes: Sequence[str]) -> dict[str, dict]:
 
 def _sizes(audio: dict[str, Any]) -> Iterator[bool]:
     for block in (*audio["channels"], audio["hidden_sizes"], [audio["embedding_size"]]):
-        yield isinstance(block, (list, tuple)) and len(block) > 0
+        yield isinstance(block, (list, tuple)) and 0 < len(block) <= MAX_LAYERS
         for size in block if isinstance(block, (list, tuple)) else ():
             yield type(size) is int and 1 <= size <= MAX_SIZE
 

@@ -32,7 +32,7 @@ from .loss_combo import ComboLoss
 from .modeling_combo_decoder import ComboDecoder, spread_audio
 from .modeling_combo_encoders import ComboSiamEncoder, ComboVGGish
 from .modeling_combo_fusion import ComboAudioProjection, ComboBilateralFusion
-from .modeling_combo_inputs import check_inputs, check_labels, frames_per_clip, misfits
+from .modeling_combo_inputs import FittingWeights, check_inputs, check_labels, frames_per_clip
 from .modeling_combo_pixel_decoder import ComboPixelDecoder
 from .remote_code_combo import ENTRIES, announced_code, push_arguments, write_code
 
@@ -69,7 +69,7 @@ class ComboForAudioVisualSegmentationOutput(ComboModelOutput):
     loss_dict: dict[str, torch.Tensor] | None = None
 
 
-class ComboPreTrainedModel(PreTrainedModel):
+class ComboPreTrainedModel(FittingWeights, PreTrainedModel):
     """Initialisation, and what transformers and accelerate ask of a model class."""
 
     config: ComboConfig
@@ -88,41 +88,6 @@ class ComboPreTrainedModel(PreTrainedModel):
         "ComboAudioProjection",
         "ComboDecoder",
     ]
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
-    ) -> Any:
-        """As in the base class, but weights that do not fit are refused: drawn at random, they would give results.
-
-        Args:
-            pretrained_model_name_or_path, *args, **kwargs: as in `PreTrainedModel.from_pretrained`.
-            ignore_mismatched_sizes (`bool`, *optional*, defaults to `False`): make anew what is missing or of another
-                shape, a class head say, and leave out what has no place; transformers logs what that is, and
-                `output_loading_info=True` returns it.
-
-        Raises:
-            ValueError: weights are missing, have no place, or are of another shape; names how many and the first few.
-                Or the configuration is of a network that no machine has memory for.
-        """
-        wants_info, allowed = kwargs.pop("output_loading_info", False), kwargs.pop("ignore_mismatched_sizes", False)
-        try:
-            loaded: Any = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-            )
-        except torch.OutOfMemoryError:  # of a device, which may be another one
-            raise
-        except RuntimeError as error:  # weights that do not fit are made before they can be refused
-            reason = (str(error).splitlines() or [""])[0][:200]
-            raise ValueError(f"{pretrained_model_name_or_path}: no such network can be made ({reason}).") from error
-        model, info = loaded
-        wrong = misfits(info)
-        if wrong and not allowed:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: the weights do not fit the configuration: {wrong}. To have such "
-                "weights made anew, for a new class head say, pass ignore_mismatched_sizes=True."
-            )
-        return (model, info) if wants_info else model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

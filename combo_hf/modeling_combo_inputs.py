@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +16,7 @@ from .modeling_combo_kernels import on_cpu
 
 
 SHOWN_WEIGHTS = 3  # of each kind, in an error
+MAX_PARTS = 30_000  # of a network, counted again when it is filled; two PVTv2-B5 and the rest have 8,000
 
 
 def frames_per_clip(num_frames: torch.Tensor | list[int] | None, total: int) -> list[int]:
@@ -124,19 +130,94 @@ def _check_targets(
         raise ValueError(f"class_labels: classes must be in 0..{num_labels - 1}, got {lowest} to {highest}.")
 
 
-def misfits(loading_info: dict[str, Any]) -> str:
-    """What a report of `from_pretrained` says of weights that do not fit: how many, and the first few; or `""`."""
-    shapes = [f"{name} {tuple(found)} in place of {tuple(wanted)}" for name, found, wanted in
-              loading_info["mismatched_keys"]]  # fmt: skip
-    kinds = {
-        "missing": loading_info["missing_keys"],
-        "without a place": loading_info["unexpected_keys"],
-        "of another shape": shapes,
-        "unreadable": loading_info.get("error_msgs", ()),
-    }
-    parts = []
-    for kind, names in kinds.items():
-        first = sorted(str(name) for name in names)[:SHOWN_WEIGHTS]
-        more = ", ..." if len(names) > len(first) else ""
-        parts += [f"{len(names)} {kind} ({', '.join(first)}{more})"] if names else []
-    return "; ".join(parts)
+class FittingWeights:
+    """To be inherited before `PreTrainedModel`: `from_pretrained` refuses weights that do not fit, and in time.
+
+    transformers draws what a checkpoint lacks, or has in another shape, before it says so: from a small file with
+    large numbers in config.json gigabytes, and then results of random numbers.
+    """
+
+    surplus_weights = False  # whether weights without a place in the network are fine
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As in the base class, but weights that do not fit are refused: drawn at random, they would give results.
+
+        Args:
+            pretrained_model_name_or_path, *args, **kwargs: as in `PreTrainedModel.from_pretrained`.
+            ignore_mismatched_sizes (`bool`, *optional*, defaults to `False`): make anew what is missing or of another
+                shape, a class head say, and leave out what has no place; transformers logs what that is, and
+                `output_loading_info=True` returns it.
+
+        Raises:
+            ValueError: weights are missing, have no place, or are of another shape; names how many and the first few.
+                Or the file is damaged, or the configuration is of a network that no machine has room for.
+        """
+        base: Any = super()
+        try:
+            with bounded_parts():
+                return base.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except torch.OutOfMemoryError:  # of a device, which may be another one
+            raise
+        except Exception as error:
+            of_file = type(error).__module__.startswith("safetensors")
+            if not of_file and not isinstance(error, (RuntimeError, KeyError)):
+                raise
+            what = "the weight file is damaged" if of_file else "no such network can be made"
+            reason = (str(error).splitlines() or [""])[0][:200]
+            raise ValueError(f"{pretrained_model_name_or_path}: {what} ({reason}).") from error
+
+    @classmethod
+    def _finalize_model_loading(cls, model: Any, load_config: Any, loading_info: Any) -> Any:
+        """The step of transformers between the weights that it has read and those that it draws: those are still on
+        the "meta" device, whatever their size."""
+        model._adjust_missing_and_unexpected_keys(loading_info)
+        kinds: dict[str, Collection[Any]] = {
+            "missing": loading_info.missing_keys - model.all_tied_weights_keys.keys(),
+            "without a place": () if cls.surplus_weights else loading_info.unexpected_keys,
+            "of another shape": [
+                f"{name} {tuple(found)} in place of {tuple(wanted)}"
+                for name, found, wanted in loading_info.mismatched_keys
+            ],
+            "unreadable": [*loading_info.error_msgs, *loading_info.conversion_errors],
+        }
+        wrong = [
+            f"{len(names)} {kind} ({', '.join(sorted(names)[:SHOWN_WEIGHTS])}{', ...' * (len(names) > SHOWN_WEIGHTS)})"
+            for kind, names in kinds.items()
+            if names
+        ]
+        if wrong and not load_config.ignore_mismatched_sizes:
+            raise ValueError(
+                f"{load_config.pretrained_model_name_or_path}: the weights do not fit the configuration: "
+                f"{'; '.join(wrong)}. To have such weights made anew, for a new class head say, pass "
+                "ignore_mismatched_sizes=True."
+            )
+        base: Any = super()
+        return base._finalize_model_loading(model, load_config, loading_info)
+
+
+@contextmanager
+def bounded_parts() -> Iterator[None]:
+    """While a network is built, as a configuration of a stranger wants it: not for minutes, of a million parts.
+
+    Raises:
+        ValueError: more than `MAX_PARTS` parameters and modules.
+    """
+    thread, count = threading.get_ident(), itertools.count(1)
+
+    def check(module: torch.nn.Module, name: str, part: Any) -> None:
+        if threading.get_ident() == thread and next(count) > MAX_PARTS:
+            raise ValueError(f"the configuration is of a network of more than {MAX_PARTS} parts, which is not built.")
+
+    registrations = torch.nn.modules.module
+    hooks = (
+        registrations.register_module_module_registration_hook(check),
+        registrations.register_module_parameter_registration_hook(check),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

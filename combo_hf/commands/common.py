@@ -18,6 +18,7 @@ from combo_hf.files.progress import silence
 
 PROGRAM = "combo-hf"
 BAD_INPUT = (ValueError, OSError, ImportError)
+LONGEST_REASON = 1000  # letters: a value that a message repeats may be a list of a million
 
 
 class InputError(ValueError):
@@ -151,7 +152,7 @@ def reason(error: Exception) -> str:
     if text.startswith("Caught ") and "DataLoader worker process" in text:  # the error itself follows its traceback
         found = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", text, re.MULTILINE)
         text = found[-1] if found else text
-    return " ".join(text.split("\n")[0].split())
+    return " ".join(text.split("\n")[0].split())[:LONGEST_REASON]
 
 
 def load_transformers() -> None:

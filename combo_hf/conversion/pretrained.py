@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from combo_hf.conversion.files import read_state_dict
 from combo_hf.conversion.fill import COUNTER, ConversionReport, Rules, Tensors, check_fit, fill, rename_all
 from combo_hf.conversion.official import BACKBONE_RULES
-from combo_hf.modeling_combo_inputs import misfits
+from combo_hf.proposals.loading import load_complete
 
 
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".pkl", ".safetensors")
@@ -127,13 +127,9 @@ def _read_transformers(backbone: Any, source: str | Path) -> dict[str, torch.Ten
     """Weights of a transformers checkpoint of the same kind (usually an image classifier), under our names."""
     wanted = backbone.config
     _check_meaning(AutoConfig.from_pretrained(source, trust_remote_code=False), wanted, source)
-    # not AutoBackbone.from_pretrained: it takes a folder for the name of a repository
-    pretrained, loading = type(backbone).from_pretrained(
-        source, out_features=list(wanted.out_features), dtype=torch.float32, output_loading_info=True
-    )
-    wrong = misfits({**loading, "unexpected_keys": []})  # usually a classifier
-    if wrong:
-        raise ValueError(f"{source} does not fit this {wanted.model_type}: {wrong}.")
+    # not AutoBackbone.from_pretrained: it takes a folder for the name of a repository; surplus: usually a classifier
+    features = list(wanted.out_features)
+    pretrained = load_complete(type(backbone), source, surplus=True, out_features=features, dtype=torch.float32)
     return pretrained.state_dict()
 
 

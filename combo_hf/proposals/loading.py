@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from combo_hf.files.wording import first_line, some
-from combo_hf.modeling_combo_inputs import misfits
+from combo_hf.files.wording import some
+from combo_hf.modeling_combo_inputs import FittingWeights
 
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -66,19 +66,10 @@ def load_complete(kind: type[Model], source: str | Path, *, surplus: bool = Fals
         ValueError: weights missing, without a place, of another shape, damaged or not finite.
         OSError: no such folder or repository, or files missing.
     """
-    try:
-        loaded: Any = kind.from_pretrained(source, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{source}: these weights cannot be loaded ({first_line(error)}).") from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise ValueError(f"{source}: the weight file is damaged ({first_line(error)}).") from error
-        raise
-    model: Model
-    model, report = loaded
-    wrong = misfits({**report, "unexpected_keys": []} if surplus else report)
-    if wrong:
-        raise ValueError(f"{source}: the weights do not fit the configuration: {wrong}.")
+    names = {"surplus_weights": surplus, "__module__": kind.__module__}
+    checked: Any = type(kind.__name__, (FittingWeights, kind), names)
+    model: Model = checked.from_pretrained(source, **options)
+    model.__class__ = kind
     state = model.state_dict()
     broken = [name for name, tensor in state.items() if not tensor.is_meta and not bool(torch.isfinite(tensor).all())]
     if broken:

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from combo_hf import cli
+from combo_hf.commands import models
 from combo_hf.results import folder as prediction
 
 
@@ -171,3 +174,34 @@ def test_keys_in_addresses_are_not_repeated(
     assert code == 2 and err.startswith("combo-hf: error: film.mp4: ") and err.count("film.mp4") == 1
     assert "SECRET" not in err and "PASSWORD" not in err
     assert "SECRET" not in prediction.display_name(address)
+
+
+class Interrupting:
+    """Ctrl-C comes while it is finalized, as while torch's or PyAV's objects are."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_in_a_finalizer_is_not_lost(capsys: Any, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    lost, went_on = [], []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+
+    def work(*_: Any) -> None:
+        for _ in range(times):
+            kept = Interrupting()
+            del kept
+        until = time.monotonic() + 20
+        while time.monotonic() < until:  # it is Python that raises it
+            time.sleep(0.01)
+        went_on.append(True)
+
+    monkeypatch.setattr(models, "push", work)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        code, error = run(capsys, "push", ".", "me/name")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (code, error) == (130, "combo-hf: interrupted, nothing partial was left\n")
+    assert not lost and not went_on

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import combo_hf
-from combo_hf import cli
+from combo_hf import cli, modeling_combo_inputs
 
 
 WEIGHTS = "model.safetensors"
@@ -65,7 +67,8 @@ def test_weights_that_do_not_fit_are_refused(checkpoint: Path, change: Change, m
     ("sizes", "message"),
     [
         ({"embedding_size": -1}, "backbone_config: no resnet can be built of it"),
-        ({"hidden_sizes": [10**6] * 4}, "no such network can be made"),  # 36 TB
+        ({"hidden_sizes": [10**6] * 4}, "the weights do not fit the configuration"),  # 36 TB
+        ({"depths": [10**5, 1, 1, 1]}, "wanted at most 512 layers"),
     ],
 )
 def test_networks_that_cannot_be_made(checkpoint: Path, sizes: dict[str, Any], message: str) -> None:
@@ -73,6 +76,35 @@ def test_networks_that_cannot_be_made(checkpoint: Path, sizes: dict[str, Any], m
     change_json(checkpoint, "config.json", {"backbone_config": {**backbone, **sizes}})
     with pytest.raises(ValueError, match=message):
         combo_hf.load_pipeline(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_dim": 4096}, "of another shape"),  # 3.7 GB
+        ({"hidden_dim": 999_936, "decoder_feedforward_dim": 10**6}, "of another shape"),  # 4 TB in each tensor
+        ({"audio_config": {"channels": [[4096] * 9] * 4}}, "missing"),  # 20 GB
+        ({"audio_config": {"channels": [[16] * 10**5, [16], [16], [16]]}}, "audio_config: wanted 4 blocks"),
+    ],
+)
+def test_large_numbers_beside_small_weights_cost_nothing(
+    checkpoint: Path, change: dict[str, Any], message: str
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    audio = {"audio_config": {**config["audio_config"], **change.get("audio_config", {})}}
+    change_json(checkpoint, "config.json", change | audio)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ValueError, match=message):
+        combo_hf.load_pipeline(checkpoint)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    assert time.process_time() - began < 5
+
+
+def test_no_network_of_too_many_parts_is_built(checkpoint: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(modeling_combo_inputs, "MAX_PARTS", 400)  # the tiny network has some 900, filled
+    with pytest.raises(ValueError, match="more than 400 parts"):
+        combo_hf.load_pipeline(checkpoint)
+    torch.nn.Sequential(*(torch.nn.Linear(1, 1) for _ in range(200)))  # of our own: not counted
 
 
 @pytest.mark.parametrize(

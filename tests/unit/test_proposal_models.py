@@ -211,6 +211,12 @@ def cut_short(folder):
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
 
 
+def other_width(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["mask_decoder_config"]["mlp_dim"] = 10**9  # more than any machine has memory for
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def other_type(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "combo"}))
@@ -221,6 +227,7 @@ def other_type(folder):
     [
         (without_tensor, ValueError, "do not fit the configuration: 1 missing .mask_decoder.iou_token.weight"),
         (other_shape, ValueError, "do not fit the configuration: 1 of another shape .mask_decoder.iou_token.weight"),
+        (other_width, ValueError, "do not fit the configuration: 6 of another shape"),
         (not_finite, ValueError, "not finite"),
         (cut_short, ValueError, "damaged"),
         (other_type, ValueError, "wanted weights of model type mobile_sam.*combo"),
