@@ -26,7 +26,18 @@ class InputError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line and exit code 2."""
+    """An argument parser whose errors are one line and exit code 2, and which takes words between the options."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Take files and KEY=VALUE wherever they stand; argparse, which parses a sub-command by this method, takes
+        those of one place and leaves the rest.
+        """
+        known, rest = super().parse_known_args(args, namespace)
+        several = [action.dest for action in self._get_positional_actions() if action.nargs in ("*", "+")]
+        if several and not any(word.startswith("-") and word != "-" for word in rest):
+            words, rest = [*getattr(known, several[0]), *rest], []
+            setattr(known, several[0], words)
+        return known, rest
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog.split()[0]}: error: {message}\n")

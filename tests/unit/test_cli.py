@@ -81,6 +81,26 @@ def test_no_option_of_predict_takes_the_file(option):
     assert arguments.classes == (["bird", "dog"] if option[0] == "--classes" else None)
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "words"),
+    [
+        ("train --recipe r a=1 --output o b=2", "override", ["a=1", "b=2"]),
+        ("train a=1 --recipe r b=2 c=3 --output o --resume d=4", "override", ["a=1", "b=2", "c=3", "d=4"]),
+        ("train --recipe r --output o", "override", []),
+        ("predict a.mp4 --output o b.mp4 --json -", "source", ["a.mp4", "b.mp4", "-"]),
+        ("predict --output o -- -a.mp4", "source", ["-a.mp4"]),
+        ("train --recipe r a=1 --output o --nosuch b=2", "override", None),
+        ("evaluate m d --split val e", "data", None),
+        ("predict --output o --json", "source", None),
+    ],
+)
+def test_words_may_stand_between_the_options(capsys, line, name, words):
+    if words is None:
+        assert_one_error_line(run(capsys, *line.split()), "arguments")
+    else:
+        assert getattr(cli.build_parser().parse_args(line.split()), name) == words
+
+
 def test_predict_replaces_older_results(capsys, film, tiny_folder, tmp_path):
     (tmp_path / "street scene_masks").mkdir()
     (tmp_path / "street scene_masks" / "old.png").touch()
