@@ -20,6 +20,7 @@ from combo_hf.results.pictures import timeline
 SUPERPIXELS = "superpixels"
 RATES = (AUTO, 0.2, 0.5, 1, 2, 3, 4, 5)  # network pictures a second
 TITLE = "Which pixels make this sound?"
+SAMPLE = {"path": "my.mp4", "url": "my.mp4", "meta": {"_type": "gradio.FileData"}}  # of the description for programs
 LONG = 6  # more stretches of sound than this are a table
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto !important; width: 100% !important}
@@ -119,6 +120,7 @@ def components(segment: Any, use_maskige: bool) -> tuple[list[Any], Any, Any, li
         with gr.Column(min_width=300):
             examples = gr.Group()
             video = gr.Video(label="Video", sources=["upload", "webcam"], elem_id="video")
+            video.example_payload = lambda: SAMPLE  # gradio's own is an address, which is refused here
             with gr.Row():
                 run = gr.Button("Segment", variant="primary", elem_id="run", min_width=100)
                 stop = gr.Button("Stop", elem_id="stop", min_width=100)

@@ -126,6 +126,15 @@ def test_result(connect, tmp_path):
     assert [part["label"] for part in outputs["returns"]][:3] == ["Overlay", "Summary", "Timeline"]
 
 
+def test_programs_are_shown_a_sample_that_works(connect):
+    """Gradio's own is an address, and addresses are refused here."""
+    httpx = pytest.importorskip("httpx")
+    facts = httpx.get(f"{connect().src}gradio_api/info?serialize=False").json()
+    snippets = facts["named_endpoints"]["/segment"]["code_snippets"]
+    assert "video=handle_file('my.mp4')" in snippets["python"]
+    assert "/upload -F 'files=@" in snippets["bash"] and "world.mp4" not in str(snippets)
+
+
 def test_files_of_earlier_visitors_are_not_written_again(connect, tmp_path, tmp_path_factory):
     """Equal results share a file, which somebody may just be downloading."""
     film = str(make_film(tmp_path / "a.mp4", width=72, seconds=2))
