@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,21 @@ import numpy as np
 from PIL import Image
 
 from combo_hf.data.compose import ComposedClip, ComposeRules, Parts, compose_clip, read_parts
-from combo_hf.data.row_format import SAMPLING_RATE, row_features, sound_entry
+from combo_hf.data.row_format import SAMPLING_RATE, count_rows, row_features, sound_entry
 from combo_hf.files.atomic import replacing, write_text
 from combo_hf.files.pool import run_tasks
 from combo_hf.files.progress import Progress
 
 
-GENERATION = 1  # raise when the same settings and parts start to give other clips
+GENERATION = 2  # raise when the same settings and parts start to give other clips
 SHARD_CLIPS = 128
 SETTINGS_FILE = "compose.json"  # also the sign that a folder is ours to write in
 JPEG_QUALITY = 92
 FPS = 25.0
+BACKGROUND = "background"
 CARD = """---
 pretty_name: Composed audio-visual segmentation ({kind})
+task_categories: [image-segmentation]
 tags: [audio-visual-segmentation, composed]
 configs:
 - config_name: {kind}
@@ -49,8 +51,17 @@ configs:
 Made by `combo-hf data compose` from photographs with masks, sounds and backgrounds. No photograph belongs to a sound.
 The terms of the parts hold for these clips, and for weights trained on them.
 
-- clips: {clips}; {size} x {size} pixels, {frames} frame(s), one a second at k + 15/16 s; seed {seed}
-- classes: {classes}
+| split | clips | annotated frames |
+|---|---|---|
+{counts}
+```python
+from datasets import load_dataset
+
+rows = load_dataset("path/to/this/folder", "{kind}", split="{first}")
+```
+
+- {size} x {size} pixels, {frames} frame(s) a clip, one a second at k + 15/16 s; seed {seed}
+- classes: {classes}{column}
 - masks: {labels}; `clips.jsonl` tells what is seen and heard, and how each clip was made
 - stages {stages}; cases {cases}; motion {motion}, microphone {microphone}, grading {grading}
 """
@@ -112,21 +123,29 @@ class _Shard:
     name: str
 
 
-def to_row(clip: ComposedClip) -> dict[str, Any]:
+def class_names(settings: ComposeSettings, parts: Parts) -> tuple[str, ...] | None:
+    """The names that rows carry, background first; `None` where masks tell no classes ("s4", "ms3")."""
+    return (BACKGROUND, *parts.classes) if settings.kind == "avss" else None
+
+
+def to_row(clip: ComposedClip, names: Sequence[str] | None = None) -> dict[str, Any]:
     """A composed clip as a data set row: frames as JPEG, masks as PNG (0 and 255 for "s4" and "ms3", class indices for
-    "avss"; 255 everywhere where a frame is not annotated), sound as flac."""
+    "avss"; 255 everywhere where a frame is not annotated), sound as flac; with `names` (see [`class_names`]) also the
+    column `classes`."""
+    sounding = sorted({name for second in clip.sounding for name in second})
     masks = [mask if clip.kind == "avss" else np.where(mask > 0, 255, 0).astype(np.uint8) for mask in clip.masks]
     masks = [m if known else np.full_like(m, 255) for m, known in zip(masks, clip.label_frames, strict=True)]
     return {
         "video_id": clip.video_id,
         "subset": clip.kind,
         "split": clip.split,
-        "category": ",".join(sorted({name for second in clip.sounding for name in second})),
+        "category": ",".join(sounding),
         "frames": [_encoded(frame, "JPEG", quality=JPEG_QUALITY) for frame in clip.frames],
         "masks": [_encoded(Image.fromarray(mask), "PNG") for mask in masks],
         "label_frames": list(clip.label_frames),
         "maskiges": None,
         "audio": sound_entry(clip.waveform, clip.video_id),
+        **({} if names is None else {"classes": [names.index(name) for name in sounding]}),
     }
 
 
@@ -185,9 +204,10 @@ def _write_shard(shard: _Shard) -> tuple[_Shard, str]:
 
     settings, rows, lines = shard.settings, [], []
     parts = settings.parts(shard.split)
+    names = class_names(settings, parts)
     for index in range(shard.start, shard.stop):
         clip = settings.make(parts, shard.split, index)
-        rows.append(to_row(clip))
+        rows.append(to_row(clip, names))
         record = {name: getattr(clip, name) for name in ("video_id", "split", "stage", "case", "visible", "heard")}
         record["sounding"] = clip.sounding
         if settings.video_height:
@@ -195,7 +215,7 @@ def _write_shard(shard: _Shard) -> tuple[_Shard, str]:
             _write_video(clip, shard.output / record["video"], settings.video_height)
         lines.append(json.dumps(record) + "\n")
     write_text(notes, "".join(lines))
-    table = pyarrow.Table.from_pylist(rows, schema=row_features().arrow_schema)
+    table = pyarrow.Table.from_pylist(rows, schema=row_features(names).arrow_schema)
     with replacing(table_path) as temporary:
         pyarrow.parquet.write_table(table, temporary, row_group_size=16)
     return shard, "".join(lines)
@@ -222,16 +242,21 @@ def _prepare(output: Path, settings: str) -> None:
 
 def _describe(settings: ComposeSettings, parts: Mapping[str, Parts], output: Path) -> None:
     """classes.txt, and the card with `configs:` that `datasets.load_dataset(folder)` reads."""
-    classes = next(iter(parts.values())).classes
-    rules = settings.rules
+    names = (BACKGROUND, *next(iter(parts.values())).classes)
+    rules, counts = settings.rules, ""
+    for split in settings.clips:
+        tables = [count_rows(path) for path in (output / "data").glob(f"{split}-*-of-*.parquet")]
+        counts += f"| {split} | {sum(clips for clips, _ in tables)} | {sum(frames for _, frames in tables)} |\n"
     card = CARD.format(
         kind=settings.kind,
         files="".join(f"  - split: {split}\n    path: data/{split}-*.parquet\n" for split in settings.clips),
-        clips=", ".join(f"{split} {count}" for split, count in settings.clips.items()),
+        counts=counts,
+        first=next(iter(settings.clips)),
         size=settings.size,
         frames=settings.num_frames,
         seed=settings.seed,
-        classes=", ".join(f"{number} {name}" for number, name in enumerate(("background", *classes))),
+        classes=", ".join(f"{number} {name}" for number, name in enumerate(names)),
+        column='; `rows.features["classes"].feature.names`' if settings.kind == "avss" else "",
         labels="class indices" if settings.kind == "avss" else "0 and 255",
         stages=dict(rules.stages),
         cases=dict(rules.cases),
@@ -239,7 +264,7 @@ def _describe(settings: ComposeSettings, parts: Mapping[str, Parts], output: Pat
         microphone=rules.microphone,
         grading=rules.grading,
     )
-    for name, text in (("classes.txt", "".join(f"{c}\n" for c in ("background", *classes))), ("README.md", card)):
+    for name, text in (("classes.txt", "".join(f"{name}\n" for name in names)), ("README.md", card)):
         write_text(output / name, text)
 
 

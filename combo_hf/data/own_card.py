@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from combo_hf.data.row_format import clips_with_maskiges
+from combo_hf.data.row_format import clips_with_maskiges, count_rows
 from combo_hf.data.subsets import OWN, SPLITS
 from combo_hf.files.atomic import write_text
 
@@ -56,11 +56,10 @@ def write_own_card(output: Path) -> None:
     for split in splits:
         clips = frames = with_maskiges = 0
         for path in sorted((output / "data" / OWN).glob(f"{split}-*-of-*.parquet")):
-            with pyarrow.parquet.ParquetFile(path) as file:
-                flags = file.read(columns=["label_frames"])["label_frames"].to_pylist()
-                left_out = json.loads((file.metadata.metadata or {}).get(b"combo_hf.skipped", b"[]"))
-            with_maskiges += clips_with_maskiges(path)
-            clips, frames = clips + len(flags), frames + sum(map(sum, flags))
+            metadata = pyarrow.parquet.read_metadata(path).metadata or {}
+            left_out = json.loads(metadata.get(b"combo_hf.skipped", b"[]"))
+            more, annotated = count_rows(path)
+            clips, frames, with_maskiges = clips + more, frames + annotated, with_maskiges + clips_with_maskiges(path)
             skipped += "".join(f"- {split}: {name}: {reason}\n" for name, reason in left_out)
         files += f"  - split: {split}\n    path: data/{OWN}/{split}-*.parquet\n"
         counts += f"| {split} | {record['videos'][split]} | {clips} | {frames} | {with_maskiges} |\n"

@@ -131,6 +131,15 @@ def clips_with_maskiges(path: Path) -> int:
     return sum(bool(value) for value in column.to_pylist())
 
 
+def count_rows(path: Path) -> tuple[int, int]:
+    """Rows of a parquet file, and how many of their frames are annotated."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        flags = file.read(columns=["label_frames"])["label_frames"].to_pylist()
+    return len(flags), sum(map(sum, flags))
+
+
 def picture_entry(data: bytes) -> dict[str, Any]:
     """A picture as it stands in a row."""
     return {"bytes": data, "path": None}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from fixtures_training import SMALL, recipe
 from PIL import Image, ImageDraw
 
 from combo_hf.cli import main
@@ -17,9 +18,12 @@ from combo_hf.data.compose import ComposeRules, compose_clip, read_parts
 from combo_hf.data.compose_dataset import ComposeSettings, compose_dataset
 from combo_hf.data.compose_scenes import Layer, Path2D, Picture, Scene, read_picture
 from combo_hf.data.compose_sounds import SAMPLING_RATE, Microphone, Source, audible, excerpt, read_recording
+from combo_hf.data.row_format import class_names_of
+from combo_hf.training import AvsbenchRecipe, run_recipe
 
 
 COLOURS = {"cat": (220, 30, 30), "dog": (30, 200, 30), "horse": (30, 30, 220)}
+NAMES = ["background", "cat", "dog"]  # horses have no sound
 HERTZ = {"cat": 900, "dog": 300, "_rain": 4000}
 ONLY = {"one": {"one": 1.0}, "two": {"two": 1.0}, "absent": {"absent": 1.0}, "other": {"other": 1.0}}
 ONLY["silence"] = {"silence": 1.0}
@@ -151,12 +155,34 @@ def test_rows_are_those_of_avsbench(folder: Path, tmp_path: Path) -> None:
         rows = load_avsbench(out, "train", subset=kind, cache_dir=tmp_path / "cache")
         found = {int(value) for row in rows for mask in row["masks"] for value in np.unique(np.asarray(mask))}
         assert len(rows) == 3 and found <= values
+        assert class_names_of(rows.features) == (NAMES if kind == "avss" else None)
+        for row in rows if kind == "avss" else ():
+            assert [NAMES[index] for index in row["classes"]] == list(filter(None, row["category"].split(",")))
+        assert f"| train | 3 | {3 * 2} |\n| val | 1 | 2 |\n" in (out / "README.md").read_text()
         clips = AvsbenchClips(rows, build_transform(kind, True, 32), num_labels=len(values), use_maskige=False)
         assert clips[0].frames.shape == (2, 3, 32, 32)
         assert soundfile.read(io.BytesIO(rows[0]["audio"]["bytes"]))[1] == SAMPLING_RATE
     assert (out / "classes.txt").read_text().split() == ["background", "cat", "dog"]
     notes = [json.loads(line) for line in (out / "clips.jsonl").read_text().splitlines()]
     assert [note["split"] for note in notes] == ["train"] * 3 + ["val"]
+
+
+def test_training_takes_the_classes_from_composed_rows(folder: Path, tmp_path: Path) -> None:
+    """Wherever the rows go, without the files beside them; into configuration, processor and card."""
+    from combo_hf import ComboForAudioVisualSegmentation, ComboProcessor
+    from combo_hf.publishing.card import build_card, find_origin
+
+    out = compose_dataset(settings_of(folder, clips={"train": 2, "val": 1}), tmp_path / "rows", progress=False)
+    (out / "classes.txt").unlink()
+    data = AvsbenchRecipe(path=str(out), subset="own")
+    overrides = {**SMALL, "use_maskige": False}
+    run_recipe(recipe(overrides, data=data, max_steps=1, best_metric="miou"), tmp_path / "run", cpu=True)
+    best = tmp_path / "run" / "best"
+    config = ComboForAudioVisualSegmentation.from_pretrained(best).config
+    assert list(config.id2label.values()) == NAMES
+    assert config.label2id == {name: index for index, name in enumerate(NAMES)}
+    assert ComboProcessor.from_pretrained(best).image_processor.num_labels == len(NAMES)
+    assert "cat, dog" in build_card(config, "me/mine", find_origin(best), [])
 
 
 def test_a_second_call_keeps_whole_shards_and_makes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
