@@ -1,10 +1,11 @@
-"""Build sdist and wheel, and look whether everything is in them; exit code 1 where something is missing.
+"""Build sdist and wheel, and look whether everything is in them and links of their page lead somewhere; exit code 1 where not.
 
 python tests/programs/package.py   (needs the packages build and twine)
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -25,12 +26,16 @@ def main() -> int:
         subprocess.run([sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)], check=True)
         with zipfile.ZipFile(wheel) as archive:
             missing = {name for name in files if name.startswith("combo_hf/")} - set(archive.namelist())
+            page = next(archive.read(name) for name in archive.namelist() if name.endswith("/METADATA")).decode()
         with tarfile.open(sdist) as archive:
             missing |= files - {name.partition("/")[2] for name in archive.getnames()}
         print(f"{wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB; {sdist.name}, {sdist.stat().st_size / 1e6:.1f} MB")
     if missing:
         print(f"missing in wheel or sdist: {', '.join(sorted(missing))}", file=sys.stderr)
-    return int(bool(missing))
+    relative = re.findall(r"\]\((?!https?:)[^)]+\)", page)
+    if relative or "# combo_hf" not in page:
+        print(f"links of the index page that lead nowhere: {relative}", file=sys.stderr)
+    return int(bool(missing or relative or "# combo_hf" not in page))
 
 
 if __name__ == "__main__":
