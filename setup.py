@@ -16,7 +16,7 @@ LINK = re.compile(r"\[([^]]+)\]\((?!https?:)([^)]+)\)")
 
 def index_page(readme: str) -> str:
     """README without its own pictures and without links that are relative."""
-    return LINK.sub(lambda link: link[1] if link[1] == link[2] else f"{link[1]} (`{link[2]}`)", PICTURE.sub("", readme))
+    return LINK.sub(lambda m: m[1] if m[1] == m[2] else f"{m[1]} (`{m[2]}`)", PICTURE.sub("", readme))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Build sdist and wheel, and look whether everything is in them and links of their page lead somewhere; exit code 1 where not.
+"""Build sdist and wheel: exit code 1 where a file is missing in them, or a link of their page leads nowhere.
 
 python tests/programs/package.py   (needs the packages build and twine)
 """
