@@ -232,6 +232,12 @@ def register() -> None:
         logging.getLogger("transformers.pipelines").addFilter(lambda record: own not in record.getMessage())
 
 
+def _is_worker() -> bool:
+    """Whether this is a process of `combo_hf.files.pool`, which most often paints or packs and needs no network."""
+    processes = sys.modules.get("multiprocessing.process")  # imported in all processes that have a parent
+    return processes is not None and processes.current_process().name == "combo_hf worker"
+
+
 def _is_command() -> bool:
     """Whether this process was started as `combo-hf` or `python -m combo_hf` (its worker processes are not)."""
     program, words = sys.argv[0], sys.orig_argv
@@ -240,5 +246,5 @@ def _is_command() -> bool:
     return program in words and Path(program).stem == "combo-hf"
 
 
-if not _is_command():
+if not (_is_command() or _is_worker()):
     register()

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from combo_hf import register
 from combo_hf.evaluation.prepare import EvaluationOptions
 from combo_hf.evaluation.run import ProgressCallback, evaluate_dataset
 from combo_hf.files.pool import run_tasks
@@ -83,6 +84,7 @@ def evaluate_in_processes(
 
 def _evaluate(job: _Job, rank: int) -> Exception | None:
     """The part of one process; its error, if there is one."""
+    register()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.processes)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(job.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(job.port)}
     if "OMP_NUM_THREADS" not in os.environ:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
 import os
 import signal
 import sys
@@ -13,10 +14,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 
 GRACE_SECONDS = 5.0
+WORKER_NAME = "combo_hf worker"  # by it `combo_hf/__init__.py` knows one, and registers nothing there
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -26,7 +28,8 @@ def run_tasks(work: Callable[[Task], Result], tasks: Sequence[Task], num_process
 
     Processes are spawned, since forking one that has run torch may hang; a script that calls this with
     `num_processes` above 1 needs the `if __name__ == "__main__"` guard. They end with the process that started them,
-    even if that is killed.
+    even if that is killed. In them, `import combo_hf` is quick: `work` calls `combo_hf.register` if it needs COMBO in
+    transformers' Auto classes.
 
     Args:
         work: a function of a module (it is sent by name).
@@ -43,8 +46,7 @@ def run_tasks(work: Callable[[Task], Result], tasks: Sequence[Task], num_process
     if num_processes == 1 or len(tasks) < 2:
         yield from map(work, tasks)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(num_processes, len(tasks)), context, _prepare_worker)
+    pool = ProcessPoolExecutor(min(num_processes, len(tasks)), _WorkerContext(), _prepare_worker)
     try:
         waiting: set[Future[Result]] = set()
         for task in tasks:
@@ -66,6 +68,18 @@ def run_tasks(work: Callable[[Task], Result], tasks: Sequence[Task], num_process
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Worker(multiprocessing.context.SpawnProcess):
+    """A process of the pool; its name is the first thing that it learns, before it imports anything."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.name = WORKER_NAME
+
+
+class _WorkerContext(multiprocessing.context.SpawnContext):
+    Process = _Worker
 
 
 def _end(processes: Sequence[multiprocessing.process.BaseProcess]) -> None:

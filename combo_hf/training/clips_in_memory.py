@@ -27,6 +27,7 @@ from combo_hf.files.progress import Progress
 
 CACHE_VERSION = 1  # raise when what is written into a cache file changes
 LABELS = ("binary", "semantic")
+CLIPS_OF_A_PROCESS = 10  # at least: to start one takes as long as to make these
 SOURCE_SIZE = 224  # films are not made at the input size either: frames are reduced and proposals found at full size
 
 
@@ -115,7 +116,7 @@ def prepare_synthetic(
         split (`str`): "train", "val" or "test".
         image_size (`int`): side in pixels.
         labels (`str`): "binary": sounding or not; "semantic": class ids of `ID2LABEL`.
-        num_processes (`int`): above 1, the calling script needs the `if __name__ == "__main__"` guard.
+        num_processes (`int`): at most; above 1, the calling script needs the `if __name__ == "__main__"` guard.
         cache (`str` or `Path`, *optional*): .npz file to read, if it was made with the same arguments, or to write.
         num_frames (`int`, *optional*): seconds per clip; default: what the kind has.
         progress (`bool`): show a bar on a terminal.
@@ -222,7 +223,8 @@ def _synthetic_example(
 def _run(
     make: Callable[[int], ClipExample], count: int, num_processes: int, name: str, progress: bool
 ) -> list[ClipExample]:
-    """[make(0), make(1), ...], in several processes if wanted."""
+    """[make(0), make(1), ...], in several processes if wanted and worth it."""
+    num_processes = max(1, min(num_processes, count // CLIPS_OF_A_PROCESS))
     examples: dict[int, ClipExample] = {}
     with Progress(name, "clip", count, shown=progress) as bar:
         for index, video_id, arrays in run_tasks(partial(_as_arrays, make), range(count), num_processes):

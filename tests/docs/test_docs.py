@@ -98,7 +98,7 @@ def test_ci_runs_the_block_of_the_readme(name):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert re.search(rf"^<!-- ci:{name} -->\n```bash\n\S", readme, re.M)
-    assert re.search(rf"for name in .*\b{name}\b", script)
+    assert re.search(rf"^run_block {name}$", script, re.M)
 
 
 @pytest.mark.parametrize("page", ["docs/numbers.md", "MODEL_CARD.md"])

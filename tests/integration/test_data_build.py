@@ -188,23 +188,19 @@ def test_processes_end_with_their_owner(large_tree: Path, tmp_path: Path) -> Non
     assert digests(output) == digests(tmp_path / "whole")
 
 
-@pytest.mark.slow
 def test_killed_worker() -> None:
     """A worker that is killed (as the system does when memory runs out) is one clear error."""
     with pytest.raises(ChildProcessError, match="use fewer processes and run it again"):
         list(run_tasks(os._exit, [1, 2, 3], num_processes=2))
 
 
-def _blocked(_task: int) -> bool:
-    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs POSIX signals")
-def test_interrupts_go_to_the_owner_alone() -> None:
-    """Else workers that still import would answer a Ctrl-C with a traceback each."""
-    assert list(run_tasks(_blocked, [1, 2, 3], num_processes=2)) == [True, True, True]
-    assert not _blocked(0)
+def test_interrupts_go_to_the_owner_alone_and_workers_load_little() -> None:
+    """Else workers that still import would answer a Ctrl-C with a traceback each; and imports take them seconds."""
+    blocked = "__import__('signal').SIGINT in __import__('signal').pthread_sigmask(0, [])"
+    state = f"({blocked}, 'torch' in __import__('sys').modules)"
+    assert list(run_tasks(eval, [state] * 3, num_processes=2)) == [(True, False)] * 3
+    assert eval(state) == (False, True)
 
 
 def test_interrupted(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,9 +139,21 @@ def test_program(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pyt
     assert files(tmp_path) == {"model.pt2": b"older"} and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.slow
-def test_onnx(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+class _Small(torch.nn.Module):
+    """As many inputs and outputs as the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(199, 199)
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.layer(a) + b, a + c
+
+
+def test_onnx(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="needs the extra 'export' (onnx, onnxscript, onnxruntime)")
+    small = torch.export.export(_Small(), (torch.zeros(1, 199),) * 3)
+    monkeypatch.setattr(exporting, "export_program", lambda *_: small)
     (tmp_path / "model.onnx").write_bytes(b"older")
     call = ["export", str(BUNDLED_MODEL), "--output", str(tmp_path / "model.onnx"), "--frames", "1"]
     fails(capsys, call, 100_000)

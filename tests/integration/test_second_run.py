@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from bare import BARE
 
 from combo_hf import BUNDLED_MODEL, cli
 from combo_hf.data.synthetic.dataset import write_dataset
@@ -84,7 +85,7 @@ def test_refused_while_another_process_holds_the_folder(
 ) -> None:
     output = tmp_path / "out"
     holder = start(
-        "import sys, time; from pathlib import Path; from combo_hf.files.folder_lock import only_run\n"
+        f"{BARE}import time; from pathlib import Path; from combo_hf.files.folder_lock import only_run\n"
         "with only_run(Path(sys.argv[1])): time.sleep(300)",
         str(output),
     )

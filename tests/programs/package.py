@@ -6,6 +6,7 @@ python tests/programs/package.py   (needs the packages build and twine)
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -21,7 +22,11 @@ def main() -> int:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     files = {name for name in tracked.splitlines() if (ROOT / name).is_file()}
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "build", "--outdir", folder, str(ROOT)], check=True, capture_output=True)
+        tree = Path(folder) / "tree"  # of tracked files alone; and a build writes into the folder that it is of
+        for name in files:
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+        subprocess.run([sys.executable, "-m", "build", "--outdir", folder, str(tree)], check=True, capture_output=True)
         wheel, sdist = next(Path(folder).glob("*.whl")), next(Path(folder).glob("*.tar.gz"))
         subprocess.run([sys.executable, "-m", "twine", "check", "--strict", str(wheel), str(sdist)], check=True)
         with zipfile.ZipFile(wheel) as archive:

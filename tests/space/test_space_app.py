@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+from bare import BARE
 from fixtures_media import noise
 from PIL import Image
 
@@ -568,11 +569,11 @@ def test_nothing_of_a_visitor_stays(serve, tmp_path, tiny_folder, tmp_path_facto
 def test_a_start_removes_what_a_killed_page_left(app, tmp_path):
     """Folders of processes that run stay."""
     program = (
-        "import sys, time; sys.path[:0] = sys.argv[1:3]; from housekeeping import Storage, temporary_folder;"
-        "s = Storage(3600, sys.argv[3]); (s.folder / 'a.mp4').write_bytes(b'x'); (temporary_folder() / 'b').touch();"
+        f"{BARE}import time; sys.path.insert(0, sys.argv[1]); from housekeeping import Storage, temporary_folder;"
+        "s = Storage(3600, sys.argv[2]); (s.folder / 'a.mp4').write_bytes(b'x'); (temporary_folder() / 'b').touch();"
         "print('ready', flush=True); time.sleep(600)"
     )
-    places = [str(ROOT / "space"), str(ROOT), str(tmp_path / "files")]
+    places = [str(ROOT / "space"), str(tmp_path / "files")]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     pages = [
         subprocess.Popen([sys.executable, "-c", program, *places], stdout=subprocess.PIPE, env=environment, text=True)

@@ -144,6 +144,7 @@ def test_prepared_clips_are_cached_and_made_anew_for_other_arguments(tmp_path, m
         made = prepare_synthetic(num_clips=3, cache=path, **arguments)
     else:  # the children do not see the monkeypatch
         monkeypatch.undo()
+        monkeypatch.setattr("combo_hf.training.clips_in_memory.CLIPS_OF_A_PROCESS", 1)
         made = prepare_synthetic(num_clips=3, num_processes=processes, cache=path, **arguments)
     assert {len(example.frames) for example in made.examples} <= {5, 10}
     assert max(int(example.masks.max()) for example in made.examples) > 1

@@ -8,19 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from bare import BARE
 
 from combo_hf.files import folder_lock as only_run
 from combo_hf.files.folder_lock import MARKER
 
 
-# Without the package, whose import takes seconds.
-FILE = Path(only_run.__file__)
-HEAD = f"""
-import importlib.util, os, sys, time
+HEAD = f"""{BARE}
+import os, time
 from pathlib import Path
-spec = importlib.util.spec_from_file_location("only_run", {str(FILE)!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+from combo_hf.files import folder_lock as module
 folder = Path(sys.argv[1])
 """
 HOLD = """

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bare import BARE
 from PIL import Image
 
 from combo_hf.files import npz as npz_files
@@ -95,7 +96,7 @@ def test_a_file_too_large_for_this_machine_is_not_called_damaged(tmp_path: Path)
     with open(path, "wb") as file:
         np.savez(file, a=np.zeros(1 << 28, np.uint8))
     code = (
-        "import resource, sys\nfrom combo_hf.files.npz import read_npz\nfrom pathlib import Path\n"
+        f"{BARE}import resource\nfrom combo_hf.files.npz import read_npz\nfrom pathlib import Path\n"
         "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 27), -1))\n"
         "try:\n    read_npz(sys.argv[1])\nexcept MemoryError:\n    print('no memory')"

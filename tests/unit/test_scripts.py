@@ -1,6 +1,6 @@
 """Scripts of examples/ on bad input: one line as of the commands, a traceback only with --debug."""
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -46,13 +46,14 @@ def test_errors_are_one_line(monkeypatch, capsys, error, code, text):
         (["figures.py", "--index", "a"], "argument --index: invalid int value: 'a'"),
     ],
 )
-def test_examples(tmp_path, arguments, message):
+def test_examples(tmp_path, monkeypatch, capsys, arguments, message):
     name, *rest = arguments
-    code = f"import sys; sys.path.insert(0, {str(EXAMPLES.parent)!r}); import runpy; sys.argv = {arguments!r};"
-    command = [sys.executable, "-c", f"{code} runpy.run_path({str(EXAMPLES / name)!r}, run_name='__main__')"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert done.stderr.startswith(f"{name}: error: {message}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit, match="^2$"):
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and err.startswith(f"{name}: error: {message}"), err
 
 
 def test_every_example_ends_so():
