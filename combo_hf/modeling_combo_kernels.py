@@ -113,8 +113,9 @@ def linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
     if not is_plain(layer, nn.Linear) or layer.weight.dtype != states.dtype:
         return layer(states)
     weight, bias = cast(nn.Linear, layer).weight, cast(nn.Linear, layer).bias
-    if torch.is_grad_enabled():
-        return cast(torch.Tensor, OneDnnProduct.apply(states, weight, bias))
+    if torch.is_grad_enabled():  # of rows: a view that comes out of a function must not be changed in place
+        rows = cast(torch.Tensor, OneDnnProduct.apply(states.flatten(0, -2), weight, bias))  # (N, width out)
+        return rows.unflatten(0, states.shape[:-1])
     return onednn_product(states, weight, bias)
 
 
@@ -140,7 +141,7 @@ def onednn_is_faster() -> bool:
 
 
 class OneDnnProduct(torch.autograd.Function):
-    """[`onednn_product`] with gradients; a second derivative is not to be had."""
+    """[`onednn_product`] of rows (N, width in) with gradients; a second derivative is not to be had."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -152,11 +153,10 @@ class OneDnnProduct(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         wanted = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)  # (N, width out)
         return (
             onednn_product(gradient, weight.t(), None) if wanted[0] else None,
-            onednn_product(rows.t(), states.flatten(0, -2).t(), None) if wanted[1] else None,
-            rows.sum(0) if wanted[2] else None,
+            onednn_product(gradient.t(), states.t(), None) if wanted[1] else None,
+            gradient.sum(0) if wanted[2] else None,
         )
 
 
