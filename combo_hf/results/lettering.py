@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 LINES = 28  # of text would fill the height of a picture: readable at 320 and at 1920 pixels
 LEAST_SIZE = 10  # pixels
+PLACING = 180  # lines of a picture that are looked at for the place of a name: enough, and 16 times faster at 720
 DARK = (20, 22, 26)
 LIGHT = (255, 255, 255)
 OPACITY = 230  # of 256
@@ -27,22 +28,27 @@ def write_labels(label_map: np.ndarray, labels: Mapping[int, str], colors: np.nd
         colors: uint8 RGB `(K, 3)`.
     """
     height, width = label_map.shape
-    areas = np.bincount(label_map.ravel())
+    step = max(1, min(height, width) // PLACING)
+    coarse = label_map[::step, ::step]
+    areas = np.bincount(coarse.ravel())
     present = [int(index) for index in np.argsort(-areas, kind="stable") if index and areas[index] and index in labels]
     size = max(LEAST_SIZE, round(min(height, width) / LINES))
     for index in present:
         plate = _plate(labels[index], tuple(int(part) for part in colors[index]), size)
-        yield from _placed(plate, _anchor(label_map == index, plate), (height, width))
+        yield from _placed(plate, _anchor(coarse == index, step, plate), (height, width))
     entries = tuple((labels[index], tuple(int(part) for part in colors[index])) for index in present[:MAX_LEGEND])
     if entries:
         yield from _placed(_legend(entries, size), (size // 2, size // 2), (height, width))
 
 
-def _anchor(region: np.ndarray, plate: np.ndarray) -> tuple[int, int]:
-    """Top and left of a plate on a region: near its centre, which moves little when its outline does."""
+def _anchor(region: np.ndarray, step: int, plate: np.ndarray) -> tuple[int, int]:
+    """Top and left of a plate on a region, of which every `step`-th pixel is given.
+
+    Near its centre, which moves little when its outline does.
+    """
     row = _nearest(np.flatnonzero(region.any(axis=1)), _centre(region.sum(axis=1)))
     column = _nearest(np.flatnonzero(region[row]), _centre(region.sum(axis=0)))
-    return row - plate.shape[0] // 2, column - plate.shape[1] // 2
+    return row * step - plate.shape[0] // 2, column * step - plate.shape[1] // 2
 
 
 def _centre(counts: np.ndarray) -> float:

@@ -154,7 +154,7 @@ def _followed(
         track = picture_track(media, video, choice)
         size = track.size[::-1]
         pictures = (
-            small_picture(now, track.orientation.apply(plane_values(track.planes(frame, "yuv444p").planes[0])))
+            small_picture(now, track.orientation.apply(plane_values(track.planes(frame, "yuv420p").planes[0])))
             for now, frame, _ in _moments(track, fps)
         )
         for index, label_map in enumerate(follow_small_pictures(pictures, label_maps)):
