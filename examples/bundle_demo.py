@@ -1,7 +1,6 @@
-"""Measure a finished run of a demo recipe on unseen clips, beside one without sound or after a first stage; bundle it.
+"""Measure a finished run of the recipe synthetic-demo on unseen clips, beside one without sound; bundle it.
 
 python examples/bundle_demo.py --run runs/demo --silent runs/demo-silent --machine "2 CPU cores, one thread a run"
-python examples/bundle_demo.py --run runs/demo-kinds --first combo_hf/assets/demo/demo.json --machine "2 CPU cores"
 
 Writes combo_hf/assets/demo (checkpoint, processor, recipe.yaml, demo.json with the scores) and
 combo_hf/assets/demo_clip.mp4.
@@ -10,6 +9,7 @@ combo_hf/assets/demo_clip.mp4.
 import argparse
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -58,35 +58,34 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     data = recipe.data
     facts = {
         "what": "preset tiny, trained on synthetic clips alone; knows nothing else",
-        "recipe": f"combo_hf/training/recipes/synthetic-demo{'' if arguments.first is None else '-kinds'}.yaml",
+        "recipe": "combo_hf/training/recipes/synthetic-demo.yaml",
         "seed": recipe.seed,
         "training clips": data.train_clips * len(data.kinds),
         "machine": arguments.machine,
         "cost with sound": cost(run),
+        "cost without sound": cost(arguments.silent),
     }
     first, *others = sorted(data.kinds, key=lambda kind: kind != "ms3")
     for kind in (first, *others):
         start = f"kind {kind}, " if kind != first else ""
         clips = test_clips(kind, data.labels, arguments.test_seed, arguments.clips, size, arguments.cache)
+        scores = {
+            "with sound": score(run, clips),
+            "same weights, silence at test": score(run, clips, silence_audio=True),
+            "same weights, black Maskiges": score(run, clips, blank_maskige=True),
+            "trained and tested without sound": score(arguments.silent, clips, silence_audio=True),
+        }
+        gain = scores["with sound"]["M_J"] - scores["trained and tested without sound"]["M_J"]
         facts[f"{start}scored on"] = f"{arguments.clips} unseen {kind} clips at {size} x {size}, percent"
-        facts[f"{start}with sound"] = score(run, clips)
-        facts[f"{start}same weights, silence at test"] = score(run, clips, silence_audio=True)
-        facts[f"{start}same weights, black Maskiges"] = score(run, clips, blank_maskige=True)
-        if arguments.silent is not None and kind == first:
-            facts["cost without sound"] = cost(arguments.silent)
-            facts["trained and tested without sound"] = score(arguments.silent, clips, silence_audio=True)
-            gain = facts["with sound"]["M_J"] - facts["trained and tested without sound"]["M_J"]
-            facts["gain by sound, points of M_J"] = round(gain, 2)
-    if arguments.first is not None:
-        facts["first stage"] = json.loads(arguments.first.read_text(encoding="utf-8"))
+        facts |= {f"{start}{name}": values for name, values in scores.items()}
+        facts[f"{start}gain by sound, points of M_J"] = round(gain, 2)
     return facts
 
 
 def main() -> None:
     parser = Parser(description=__doc__.partition("\n")[0])
     parser.add_argument("--run", type=Path, required=True, help="finished run of the recipe")
-    parser.add_argument("--silent", type=Path, help="the same with data.silence_audio=true")
-    parser.add_argument("--first", type=Path, help="demo.json of the checkpoint that the run started from")
+    parser.add_argument("--silent", type=Path, required=True, help="the same with data.silence_audio=true")
     parser.add_argument("--clips", type=int, default=100, help="unseen test clips of each kind to score on")
     parser.add_argument("--test-seed", type=int, default=0, help="of the test clips; default 0")
     parser.add_argument("--cache", type=Path, help="folder of prepared clips")
@@ -99,7 +98,9 @@ def main() -> None:
     partial = combo_hf.ASSETS / ".partial-demo"
     shutil.rmtree(partial, ignore_errors=True)
     combo_hf.load_pipeline(arguments.run / "best").save_pretrained(partial, carry_code=False)  # it is in the package
-    shutil.copy(arguments.run / "recipe.yaml", partial / "recipe.yaml")
+    recipe = (arguments.run / "recipe.yaml").read_text(encoding="utf-8")
+    recipe = re.sub(r"^  cache: .*$", "  cache: null", recipe, flags=re.MULTILINE)  # a path of this machine
+    (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
     (partial / "demo.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(combo_hf.BUNDLED_MODEL, ignore_errors=True)
     os.replace(partial, combo_hf.BUNDLED_MODEL)

@@ -126,11 +126,6 @@ def _trained(recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> Origin:
         made.append(f"{steps} steps in {minutes} minutes on {machine}")
     started = [name for name in ("pretrained", "backbone", "vggish") if model.get(name)]
     bases = [model[name] for name in started if is_repository(model[name])]
-    before = facts.get("first stage")
-    if synthetic and isinstance(before, dict) and started == ["pretrained"]:  # it is known where those came from
-        clips = plain_text(before.get("training clips"))
-        made.append(f"started from weights of an earlier stage: {clips} synthetic clips")
-        started = []
     if started:
         made.append(f"started from other weights ({', '.join(started)})")
     if not synthetic:

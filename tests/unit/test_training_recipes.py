@@ -44,7 +44,6 @@ def test_all_recipes_are_there():
         "synthetic-avss",
         "synthetic-quick",
         "synthetic-demo",
-        "synthetic-demo-kinds",
     }
     assert set(RECIPES) - set(OFFICIAL) == {*kinds, *OWN}
 
