@@ -15,6 +15,7 @@ from combo_hf.commands.common import (
     add_group,
     device,
     generator_option,
+    load_transformers,
     missing,
     named,
     positive,
@@ -65,9 +66,11 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def _generator(arguments: argparse.Namespace) -> Any:
-    from combo_hf.proposals_combo import get_proposal_generator
+    from combo_hf.proposals_combo import SuperpixelProposals, get_proposal_generator
 
     options = {**(arguments.proposals or {"name": arguments.generator}), **dict(arguments.option)}
+    if options["name"] != SuperpixelProposals.name:
+        load_transformers()
     for name in ("model", "device", "dtype"):
         if getattr(arguments, name) is not None:
             options[name] = getattr(arguments, name)
@@ -83,8 +86,8 @@ def register(commands: Any) -> None:
     """Add the sub-commands."""
     example = f"{PROGRAM} maskige frames --proposals mobile_sam=my-mobile-sam --output maskiges"
     command = add_command(
-        commands, "maskige", maskige, "make Maskiges in advance", example, lambda found: missing(Path(found.source))
-    )
+        commands, "maskige", maskige, "make Maskiges in advance", example,
+        lambda found: missing(Path(found.source)), light=True)  # fmt: skip
     command.add_argument("source", help="video, folder of pictures or videos, AVSBench, or built data set")
     command.add_argument("--output", type=Path, required=True, help="folder; for AVSBench it may be the source")
     names = "superpixels (default, no weights), sam, mobile_sam, mobile_sam_fast, semantic_sam, sam2, edgetam"

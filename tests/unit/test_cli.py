@@ -224,6 +224,22 @@ def test_what_needs_no_network_does_not_wait_for_one(arguments, loaded):
     assert modules & {"torch", "transformers", "scipy", "av", "datasets"} == loaded and "combo_hf.cli" in modules
 
 
+def test_superpixels_do_not_wait_for_the_network(film, tmp_path):
+    words = ["-X", "importtime", "-m", "combo_hf", "maskige", str(film), "--output", str(tmp_path / "out")]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and "made" in done.stdout
+    assert "combo_hf.proposals.pregenerate" in done.stderr
+    assert "transformers.modeling_utils" not in done.stderr and "combo_hf.modeling_combo" not in done.stderr
+
+
+def test_help_takes_little_time():
+    resource = pytest.importorskip("resource", reason="needs POSIX")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "combo_hf", "--help"], check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5  # 0.2 CPU s
+
+
 def test_quiet(capsys, film, tiny_folder, tmp_path):
     arguments = ("predict", film, "--output", tmp_path, "--model", tiny_folder, "--quiet")
     assert run(capsys, *arguments) == (0, "", "")
