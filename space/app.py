@@ -208,7 +208,8 @@ class Segmenter:
         progress: gr.Progress,
     ) -> Iterator[tuple[Any, ...]]:
         path = self.check(video, proposals, fps, classes, threshold)
-        progress(0, desc="Reading the video")
+        show = partial(progress, 0, desc="Reading the video")
+        show()
         done: queue.Queue[tuple[str, Any]] = queue.Queue()
         stop, folder = threading.Event(), temporary_folder()
 
@@ -226,19 +227,21 @@ class Segmenter:
                     options = self._options(fps, classes, threshold, follow, check)
                     done.put(("result", self._segment(pipe, path, folder, **options)))
             except BaseException as error:  # carried over to the visitor's thread
-                done.put(("error", error))
+                # Who has gone took the folder away under it: nothing to report.
+                done.put(("error", error if stop.is_set() else self._in_words(error, path)))
             if stop.is_set():
                 shutil.rmtree(folder, ignore_errors=True)
 
         threading.Thread(target=work, name=WORKER, daemon=True).start()
         try:
             for kind, value in _messages(done):
-                if kind == "error":
-                    raise self._in_words(value, path) from None
+                if kind == "result":
+                    yield value  # gradio has its own copies after this
+                    return
                 if kind == "progress":
-                    show_stage(progress, *value)
-                # Yielding lets a visitor who has gone end this; after the result gradio has its own copies.
-                yield value if kind == "result" else (gr.skip(),) * OUTPUTS
+                    show = partial(show_stage, progress, *value)
+                yield (gr.skip(),) * OUTPUTS  # lets a visitor who has gone end this
+                show()  # only now: a browser hides the bar at whatever is yielded
         finally:
             stop.set()
             shutil.rmtree(folder, ignore_errors=True)
@@ -368,12 +371,14 @@ def launch(demo: gr.Blocks, **options: Any) -> Any:
 
 
 def _messages(done: queue.Queue) -> Iterator[tuple[str, Any]]:
-    """What is put into a queue up to `"result"`; `"nothing"` every `LOOK_S` seconds meanwhile."""
+    """What is put into a queue up to `"result"`, `"nothing"` every `LOOK_S` seconds; an `"error"` is raised."""
     kind = ""
     while kind != "result":
         kind, value = "nothing", None
         with suppress(queue.Empty):
             kind, value = done.get(timeout=LOOK_S)
+        if kind == "error":
+            raise value from None
         yield kind, value
 
 

@@ -27,18 +27,22 @@ CSS = """
 #about h1 {margin: 0} #about p {margin: 4px 0}
 #video video, #result video {max-height: 320px; object-fit: contain}
 #video .wrap {min-height: 120px}
-#summary {font-size: 1.05em; max-height: 260px; overflow-y: auto} #summary th, #summary td {padding: 2px 12px}
+#summary {font-size: 1.05em; max-height: 170px; overflow-y: auto} #summary th, #summary td {padding: 2px 12px}
 #timeline, #timeline * {max-height: none !important; min-width: 0; max-width: 100%}
 #timeline img {width: 100%; height: auto; object-fit: contain}
 #gallery img {object-fit: contain !important}
-#gallery .grid-wrap {max-height: none} #gallery .grid-container button {aspect-ratio: auto; height: auto}
+#gallery .grid-wrap {max-height: none; overflow: visible !important; padding-top: 32px}
+#gallery .grid-container {grid-auto-rows: auto !important}
+#gallery .grid-container button {aspect-ratio: auto; height: auto} #gallery .grid-container img {max-height: 260px}
 #files button[aria-label*="emove"] {display: none}
 @media (max-width: 500px) {
   .gradio-container {padding: 8px !important}
   #about h1 {font-size: 1.3em} #about p {font-size: .85em}
   #video video {max-height: 150px} #result video {max-height: 240px}
   #video .wrap {min-height: 90px}
-  #gallery .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important}
+  #gallery .grid-container {grid-template-columns: repeat(2, minmax(0, 1fr)) !important; gap: 4px}
+  #gallery.columns-3 .grid-container {grid-template-columns: repeat(3, minmax(0, 1fr)) !important}
+  #gallery .caption-label {position: static; max-width: 100%; padding: 0 2px; border: 0; font-size: .7em}
 }
 """
 # A new result plays, without its sound where the visitor has touched nothing yet (browsers allow no more), and is
@@ -142,16 +146,16 @@ def components(segment: Any, use_maskige: bool) -> tuple[list[Any], Any, Any, li
                     visible=use_maskige and len(choice) > 1,
                     info="which model cuts frames into regions before the network sees them")  # fmt: skip
         with gr.Column(min_width=300):
+            summary = gr.Markdown(label="Summary", elem_id="summary")
             result = gr.Video(
                 label="Overlay", show_label=False, elem_id="result", interactive=False, autoplay=True)  # fmt: skip
             sounding = gr.Image(
                 label="Timeline", show_label=False, elem_id="timeline", interactive=False, format="png", buttons=[],
                 container=False)  # fmt: skip
-            summary = gr.Markdown(label="Summary", elem_id="summary")
+    files = gr.File(label="Files", file_count="multiple", elem_id="files", interactive=False)
     gallery = gr.Gallery(
         label=", ".join(kinds), columns=len(kinds), elem_id="gallery", buttons=["fullscreen", "download"],
-        height="auto", object_fit="contain", format="png")  # fmt: skip
-    files = gr.File(label="Files", file_count="multiple", elem_id="files", interactive=False)
+        height="auto", object_fit="contain", format="png", elem_classes=[f"columns-{len(kinds)}"])  # fmt: skip
     outputs = [result, summary, sounding, gallery, files]
     return [video, generator, fps, classes, threshold, follow], run, stop, outputs, examples
 

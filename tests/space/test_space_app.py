@@ -275,6 +275,21 @@ def test_who_leaves_frees_the_network(app, tiny_pipe, tmp_path, monkeypatch):
     assert not list(tmp_path.glob(".page-*"))
 
 
+def test_the_bar_is_shown_again_after_everything_that_is_yielded(app, tiny_pipe, tmp_path, monkeypatch):
+    """A browser hides it at what a function yields, and this one yields every second."""
+    monkeypatch.setattr(app, "LOOK_S", 0.01)
+    events = []
+    run = app.Segmenter(tiny_pipe, {}, app.Limits()).run(
+        str(make_film(tmp_path / "film.mp4", seconds=6)), "superpixels", 1, [],
+        progress=lambda share, desc: events.append((share, desc)))  # fmt: skip
+    for _ in run:
+        events.append("yielded")
+    assert events[0] == (0, "Reading the video") and events[-1] == "yielded" and events.count("yielded") > 2
+    assert all(events[index + 1] != "yielded" for index, event in enumerate(events[:-1]) if event == "yielded")
+    shares = [event[0] for event in events if event != "yielded"]
+    assert shares == sorted(shares) and shares[-1] == 0.97  # it is full at the end, and not before
+
+
 @pytest.mark.parametrize("zero", [False, True])
 def test_zero_gpu(app, tiny_pipe, tmp_path, monkeypatch, zero):
     """`spaces` is there on every Space, and wraps functions on ZeroGPU only."""

@@ -109,6 +109,8 @@ def test_upload_play_download(serve, browser, tmp_path):
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         wait.until(lambda driver, w=width: driver.execute_script("return window.innerWidth") == w)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        columns = "return getComputedStyle(document.querySelector('#gallery .grid-container')).gridTemplateColumns"
+        assert len(browser.execute_script(columns).split()) == 3  # a line for each time
         browser.save_screenshot(str(folder / f"space_{width}.png"))
 
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
