@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-from .remote_code_combo import ENTRIES, LOADED_AS_REMOTE_CODE, check_kind, reading
+from .remote_code_combo import (
+    ENTRIES,
+    LOADED_AS_REMOTE_CODE,
+    check_kind,
+    check_label_count,
+    check_label_names,
+    reading,
+)
 
 
 AVSS_CLASSES = (
@@ -300,6 +307,7 @@ class ComboConfig(PretrainedConfig):
             # A checkpoint says here which of its own files to run; with the package at hand none is needed, and
             # `transformers.pipeline` would ask for trust in vain.
             kwargs = {name: value for name, value in kwargs.items() if name not in ENTRIES}
+        check_label_count(kwargs)
         super().__init__(**kwargs)
         self.check()
 
@@ -332,6 +340,7 @@ class ComboConfig(PretrainedConfig):
             raise ValueError(f"image_size {self.image_size} must be a multiple of 32 and at least 64.")
         if self.consistency_window is not None and self.consistency_window < 2:
             raise ValueError(f"consistency_window is {self.consistency_window}; use None or at least 2 frames.")
+        check_label_names(self.id2label)
         if self.num_labels < 2:
             raise ValueError(f"{self.num_labels} label(s); wanted the background (index 0) and at least one class.")
         missing = {"channels", "hidden_sizes", "embedding_size"} - set(self.audio_config)
@@ -397,6 +406,7 @@ def _build_backbone_config(values: dict | str) -> PretrainedConfig:
         return CONFIG_MAPPING["timm_backbone"].from_dict({"backbone": values.removeprefix(TIMM), **options})
     values = copy.deepcopy(values)
     model_type = values.get("model_type")
+    check_label_count(values)
     for name in BACKBONE_LAYERS:  # before transformers makes a list of them
         value = values.get(name)
         counts = value if isinstance(value, (list, tuple)) else [value]

@@ -11,8 +11,9 @@ Where the package is installed it needs none of this: `ComboConfig` then forgets
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,11 @@ ENTRIES: dict[str, dict[str, Any]] = {"auto_map": AUTO_MAP, "custom_pipelines": 
 PROCESSOR_ENTRIES: dict[str, dict[str, Any]] = {
     "auto_map": {name: AUTO_MAP[name] for name in ("AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")}
 }
+
+MAX_LABELS = 10_000
+LONGEST_LABEL = 200  # letters
+# Control characters, line ends, marks that turn the direction of writing, halves of surrogates.
+INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # True where this very file came with a checkpoint and was loaded by transformers.
 LOADED_AS_REMOTE_CODE = __name__.startswith("transformers_modules.")
@@ -154,3 +160,23 @@ def check_kind(file: str, wanted: str, found: object) -> None:
     """Raise `ValueError` where a settings file names another class or kind of model than the one that reads it."""
     if found not in (None, wanted):
         raise ValueError(f"{file}: wanted {wanted}, got {found!r}.")
+
+
+def check_label_count(values: Mapping[str, Any]) -> None:
+    """Raise `ValueError` where a configuration asks for more labels than it names: transformers names them all."""
+    count = values.get("num_labels") or 0
+    if not isinstance(count, int) or count > MAX_LABELS:
+        raise ValueError(f"num_labels is {count!r}; wanted a whole number up to {MAX_LABELS}.")
+
+
+def check_label_names(labels: Mapping[int, Any]) -> None:
+    """Raise `ValueError` unless the labels are numbered from 0 and can be shown: printed, painted, put into a card.
+
+    A checkpoint of a stranger may name a class as it likes, and what is printed may command a terminal.
+    """
+    if sorted(labels) != list(range(len(labels))) or len(labels) > MAX_LABELS:
+        raise ValueError(f"id2label: wanted the numbers 0, 1, 2, ..., got {str(sorted(labels))[:200]}.")
+    for index, name in labels.items():
+        if not isinstance(name, str) or len(name) > LONGEST_LABEL or INVISIBLE.search(name):
+            shown = ascii(name)[:80]
+            raise ValueError(f"id2label: wanted {LONGEST_LABEL} visible letters at most, class {index} is {shown}.")

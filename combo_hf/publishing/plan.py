@@ -215,17 +215,31 @@ def _load_model(folder: Path) -> ComboForAudioVisualSegmentation:
 
 def _own_card(folder: Path) -> bytes | None:
     """A README.md that somebody wrote."""
-    path = folder / CARD
+    content = _as_it_lies(folder, CARD)
+    return None if content is None or MARK.encode() in content else content
+
+
+def _as_it_lies(folder: Path, name: str) -> bytes | None:
+    """A file of the folder that goes as it is; `None`: there is none.
+
+    Raises:
+        ValueError: a link out of the folder: one in a folder of somebody else's may show anything of this machine. (A
+            snapshot of the Hub's cache links to the blobs beside it.)
+    """
+    path, place = folder / name, folder.resolve()
     if not path.is_file():
         return None
-    content = path.read_bytes()
-    return None if MARK.encode() in content else content
+    target = path.resolve()
+    if not target.is_relative_to(place) and target.parent != place.parent.parent / "blobs":
+        raise ValueError(f"{name} is a link to {target}, outside of {folder}; put the file itself there.")
+    return path.read_bytes()
 
 
 def _preview(folder: Path, model: ComboForAudioVisualSegmentation) -> bytes:
     """preview.png of the folder, or what the model makes of the package's clip."""
-    if (folder / PREVIEW).is_file():
-        return (folder / PREVIEW).read_bytes()
+    kept = _as_it_lies(folder, PREVIEW)
+    if kept is not None:
+        return kept
     from combo_hf import ASSETS
     from combo_hf.pipeline_combo import AudioVisualSegmentationPipeline
     from combo_hf.results.pictures import contact_sheet

@@ -65,6 +65,23 @@ def results_for(folder, data="/home/somebody/avs/s4-rows", **settings):
             "settings": settings}  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["README.md", "preview.png"])
+def test_a_link_out_of_the_folder_is_not_published(folder, name):
+    (folder.parent / "private.txt").write_text("my diary")
+    (folder / name).symlink_to(folder.parent / "private.txt")
+    with pytest.raises(ValueError, match=f"{name} is a link to .*private.txt, outside of"):
+        plan_publication(folder, "tester/new")
+    blobs, snapshot = folder.parent / "blobs", folder.parent / "snapshots" / "revision"  # as in the Hub's cache
+    blobs.mkdir()
+    snapshot.parent.mkdir()
+    shutil.move(folder, snapshot)
+    (snapshot / name).unlink()
+    (blobs / "hash").write_bytes(b"of the owner")
+    (snapshot / name).symlink_to(Path("..", "..", "blobs", "hash"))
+    publication = plan_publication(snapshot, "tester/new", preview=name == "preview.png")
+    assert [file.source for file in publication.files if file.name == name] == [b"of the owner"]
+
+
 def test_push_and_everything_that_loads_it(hub_client, folder, film, capsys):
     assert run(folder, "new", "--private") == 0
     out = capsys.readouterr()

@@ -27,6 +27,17 @@ IMAGES, SOUND = "image_processor", "feature_extractor"
         ({"backbone_config": 7}, "backbone_config: wanted a dict"),
         ({"audio_config": {"channels": 3}}, "."),
         ({"architectures": 3, "num_queries": None}, "num_queries is None"),
+        ({"id2label": None, "num_labels": 10**9}, "num_labels is 1000000000"),  # transformers would name them all
+        ({"backbone_config": {"model_type": "resnet", "num_labels": 10**9}}, "num_labels is 1000000000"),
+        (
+            {"id2label": {0: "background", 2: "dog", 3: "cat"}},
+            "id2label: wanted the numbers 0, 1, 2, ..., got .0, 2, 3",
+        ),
+        ({"id2label": {0: "background", 1: None}}, "class 1 is None"),
+        ({"id2label": {0: "background", 1: "\x1b]0;x\x07dog"}}, r"class 1 is '.x1b"),  # commands a terminal
+        ({"id2label": {0: "background", 1: "dog\u202etac"}}, r"class 1 is 'dog.u202e"),  # turns what follows
+        ({"id2label": {0: "background", 1: "dog\n## Headline"}}, "wanted 200 visible letters"),
+        ({"id2label": {0: "background", 1: "dog" * 10**6}}, "wanted 200 visible letters"),  # would be painted
     ],
 )
 def test_config(tiny_folder: str, tmp_path: Path, change: dict[str, Any], message: str) -> None:
