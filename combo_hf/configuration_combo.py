@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .remote_code_combo import (
     check_label_count,
     check_label_names,
     reading,
+    without_choices,
 )
 
 
@@ -322,7 +324,7 @@ class ComboConfig(PretrainedConfig):
         """As in the base class, likewise; so is the configuration of another kind of model."""
         check_kind("config.json: model_type", cls.model_type, config_dict.get("model_type"))
         with reading("config.json"):
-            return super().from_dict(config_dict, **kwargs)
+            return super().from_dict(without_choices(config_dict), **kwargs)
 
     def check(self) -> None:
         """Raise `ValueError` where the values contradict each other; names the field, the value and what fits."""
@@ -338,8 +340,9 @@ class ComboConfig(PretrainedConfig):
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 4 (sine positions of x and y).")
         if self.image_size % 32 or self.image_size < 64:
             raise ValueError(f"image_size {self.image_size} must be a multiple of 32 and at least 64.")
-        if self.consistency_window is not None and self.consistency_window < 2:
-            raise ValueError(f"consistency_window is {self.consistency_window}; use None or at least 2 frames.")
+        window = self.consistency_window
+        if window is not None and (type(window) is not int or window < 2):
+            raise ValueError(f"consistency_window is {window!r}; use None or at least 2 frames.")
         check_label_names(self.id2label)
         if self.num_labels < 2:
             raise ValueError(f"{self.num_labels} label(s); wanted the background (index 0) and at least one class.")
@@ -402,8 +405,7 @@ def _build_backbone_config(values: dict | str) -> PretrainedConfig:
     if isinstance(values, str):
         if not values.startswith(TIMM):
             raise ValueError(f"backbone_config: wanted a dict, or a name such as 'timm/resnet18', got {values!r}.")
-        options = {"out_indices": [1, 2, 3, 4], "use_pretrained_backbone": False}  # strides 4 to 32
-        return CONFIG_MAPPING["timm_backbone"].from_dict({"backbone": values.removeprefix(TIMM), **options})
+        values = {"model_type": "timm_backbone", "backbone": values.removeprefix(TIMM), "out_indices": [1, 2, 3, 4]}
     values = copy.deepcopy(values)
     model_type = values.get("model_type")
     check_label_count(values)
@@ -416,6 +418,10 @@ def _build_backbone_config(values: dict | str) -> PretrainedConfig:
         return EfficientNetLiteConfig.from_dict(values)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
-    if model_type != "timm_backbone":
+    if model_type == "timm_backbone":  # its weights are in the checkpoint; "hf_hub:..." and the like would be fetched
+        values["use_pretrained_backbone"] = False
+        if not re.fullmatch(r"[\w.-]+", str(values.get("backbone"))):
+            raise ValueError(f"backbone_config: wanted the name of a network of timm, got {values.get('backbone')!r}.")
+    else:
         values.setdefault("out_features", STAGES)
     return CONFIG_MAPPING[model_type].from_dict(values)

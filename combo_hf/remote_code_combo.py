@@ -50,6 +50,12 @@ PROCESSOR_ENTRIES: dict[str, dict[str, Any]] = {
     "auto_map": {name: AUTO_MAP[name] for name in ("AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor")}
 }
 
+# By what transformers chooses the code that computes, and may fetch it from the Hub (`"owner/kernel"`): the caller's
+# choice, never that of a file.
+CHOICES = (
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+    *("fusion_config", "distributed_config"),
+)
 MAX_LABELS = 10_000
 LONGEST_LABEL = 200  # letters
 # Control characters, line ends, marks that turn the direction of writing, halves of surrogates.
@@ -160,6 +166,20 @@ def check_kind(file: str, wanted: str, found: object) -> None:
     """Raise `ValueError` where a settings file names another class or kind of model than the one that reads it."""
     if found not in (None, wanted):
         raise ValueError(f"{file}: wanted {wanted}, got {found!r}.")
+
+
+def without_choices(values: Any) -> Any:
+    """Settings of a file, those of its parts too, without `CHOICES`.
+
+    Raises:
+        ValueError: packed weights of a kind for which transformers would fetch code, too.
+    """
+    if not isinstance(values, dict):
+        return values
+    packing = values.get("quantization_config")
+    if isinstance(packing, dict) and packing.get("quant_method") != "torchao":
+        raise ValueError(f"quantization_config: wanted torchao, got {str(packing.get('quant_method'))[:80]!r}.")
+    return {name: without_choices(value) for name, value in values.items() if name not in CHOICES}
 
 
 def check_label_count(values: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ IMAGES, SOUND = "image_processor", "feature_extractor"
             "id2label: wanted the numbers 0, 1, 2, ..., got .0, 2, 3",
         ),
         ({"id2label": {0: "background", 1: None}}, "class 1 is None"),
+        ({"consistency_window": "x"}, "consistency_window is 'x'"),
         ({"id2label": {0: "background", 1: "\x1b]0;x\x07dog"}}, r"class 1 is '.x1b"),  # commands a terminal
         ({"id2label": {0: "background", 1: "dog\u202etac"}}, r"class 1 is 'dog.u202e"),  # turns what follows
         ({"id2label": {0: "background", 1: "dog\n## Headline"}}, "wanted 200 visible letters"),

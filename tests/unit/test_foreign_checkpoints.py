@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import combo_hf
@@ -183,6 +184,52 @@ def test_no_file_of_a_checkpoint_is_run(checkpoint: Path, kind: str) -> None:
     assert not mark.exists()
     with pytest.raises(ValueError, match="no code of a checkpoint is run here"):
         combo_hf.load_pipeline(checkpoint, trust_remote_code=True)
+
+
+def hub_kernel(*_: Any, **__: Any) -> None:
+    raise AssertionError("code is fetched from the Hub")
+
+
+@pytest.mark.parametrize("part", ["", "backbone_config"])
+@pytest.mark.parametrize(
+    "name", ["attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"]
+)
+def test_no_checkpoint_chooses_a_kernel_of_the_hub(checkpoint: Path, monkeypatch: Any, part: str, name: str) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (config[part] if part else config)[name] = "evil/kernel"
+    change_json(checkpoint, "config.json", config)
+    is_kernel = transformers.modeling_utils.is_kernel
+    monkeypatch.setattr(  # where transformers begins to look for it
+        transformers.modeling_utils,
+        "is_kernel",
+        lambda name: hub_kernel() if name == "evil/kernel" else is_kernel(name),
+    )
+    model = combo_hf.load_pipeline(checkpoint, device="cpu").model
+    assert "/" not in str(model.config._attn_implementation) + str(model.config.backbone_config._attn_implementation)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config: wanted torchao, got 'mxfp4'"),
+        (
+            {"backbone_config": {"model_type": "timm_backbone", "backbone": "hf_hub:a/b"}},
+            "a network of timm, got 'hf_",
+        ),
+        ({"backbone_config": "timm/hf_hub:a/b"}, "wanted the name of a network of timm"),
+    ],
+)
+def test_no_checkpoint_names_what_would_be_fetched(checkpoint: Path, change: dict[str, Any], message: str) -> None:
+    change_json(checkpoint, "config.json", change)
+    with pytest.raises(ValueError, match=message):
+        combo_hf.load_pipeline(checkpoint)
+
+
+def test_weights_of_timm_are_not_fetched() -> None:
+    given = {"model_type": "timm_backbone", "backbone": "resnet18", "use_pretrained_backbone": True}
+    for backbone in (given, "timm/resnet18"):
+        found = combo_hf.ComboConfig.from_preset("tiny", backbone_config=backbone).backbone_config
+        assert (found.backbone, found.use_pretrained_backbone) == ("resnet18", False)
 
 
 @pytest.mark.parametrize("kind", ["processor class", "model type"])
