@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,8 +86,10 @@ def write_code(folder: str | os.PathLike) -> list[Path]:
         target = Path(folder) / source.name
         if not (target.exists() and os.path.samefile(source, target)):
             temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+            temporary.unlink(missing_ok=True)
             try:
-                shutil.copyfile(source, temporary)
+                with open(temporary, "xb") as file:  # new, or a link in a stranger's folder would be followed
+                    file.write(source.read_bytes())
                 os.replace(temporary, target)
             finally:
                 temporary.unlink(missing_ok=True)

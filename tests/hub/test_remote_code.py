@@ -130,14 +130,28 @@ def test_a_rank_that_is_not_the_first_writes_no_code(tiny_folder, tmp_path):
 
 def test_files_that_cannot_be_written_leave_nothing_half(tmp_path, monkeypatch):
     def fail(source, target):
-        Path(target).write_text("half")
+        assert Path(source).read_bytes()
         raise OSError(28, "No space left on device")
 
     module = importlib.import_module("combo_hf.remote_code_combo")
-    monkeypatch.setattr(module.shutil, "copyfile", fail)
+    monkeypatch.setattr(module.os, "replace", fail)
     with pytest.raises(OSError, match="No space left"):
         module.write_code(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_code_is_not_written_through_a_link(tmp_path):
+    module, folder, victim = importlib.import_module("combo_hf.remote_code_combo"), tmp_path / "x", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("mine")
+    for source in module.code_files():  # in a folder of a stranger, who may have made one for every process
+        (folder / f".{source.name}.{os.getpid()}.part").symlink_to(victim)
+        (folder / source.name).symlink_to(victim)
+    module.write_code(folder)
+    assert victim.read_text() == "mine"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        path.name: path.read_bytes() for path in module.code_files()
+    }
 
 
 @pytest.mark.parametrize("what", ["model", "processor", "pipeline"])
