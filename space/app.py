@@ -25,6 +25,7 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 # Gradio would put a table of all earlier requests together after every one (pandas, for a page nobody opens).
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
 
 from zero_gpu import page_functions
 
@@ -36,7 +37,14 @@ except ModuleNotFoundError:  # a bare clone
     import combo_hf
 
 import gradio as gr
-from housekeeping import Storage, save_pictures, temporary_folder, zip_folder
+from housekeeping import (
+    Storage,
+    give_back_memory,
+    keep_one_component_each,
+    save_pictures,
+    temporary_folder,
+    zip_folder,
+)
 from layout import (
     CSS,
     RATES,
@@ -245,6 +253,7 @@ class Segmenter:
         finally:
             stop.set()
             shutil.rmtree(folder, ignore_errors=True)
+            give_back_memory()
 
     def example(
         self,
@@ -329,6 +338,7 @@ def build_demo(
     proposals = proposal_sources(os.environ.get("COMBO_PROPOSALS", "")) if proposals is None else proposals
     limits = Limits.from_environment() if limits is None else limits
     refuse_addresses()
+    keep_one_component_each()
     Storage(limits.keep)  # before any component is made; it lives as long as the process
     pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import http.server
 import importlib.util
 import io
 import json
 import os
+import platform
+import re
 import socket
 import subprocess
 import sys
@@ -225,6 +229,36 @@ def test_what_went_wrong_stays_on_the_page(app, tiny_pipe, tmp_path):
     assert summary.startswith("**Not segmented.** The video: cannot be read") and [video, *others] == [None] * 4
     with pytest.raises(app.gr.Error, match="cannot be read"):
         next(told)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning:asyncio.base_events")  # of gradio
+def test_a_session_keeps_one_component_each(app, tiny_pipe):
+    """However often it is updated; gradio adds new ones under new numbers."""
+    demo = app.build_demo(tiny_pipe)
+    session = app.gr.blocks.SessionState(demo)
+    work = next(function for function in demo.fns.values() if function.api_name == "segment")
+    before = set(session.blocks_config.blocks), set(session.config_values)
+    with ThreadPoolExecutor(1) as pool:  # whose event loop is its own
+        for outputs in [(app.gr.skip(),) * app.OUTPUTS, (None, "words", None, None, None)] * 3:
+            pool.submit(asyncio.run, demo.postprocess_data(work, list(outputs), session)).result()
+    gc.collect()
+    assert (set(session.blocks_config.blocks), set(session.config_values)) == before
+
+
+def test_freed_memory_goes_back_after_each_request(app, tiny_pipe, tmp_path, monkeypatch):
+    status = Path("/proc/self/status")
+    if not status.exists() or "glibc" not in platform.libc_ver():
+        pytest.skip("of glibc")
+    resident = lambda: int(re.search(r"VmRSS:\s+(\d+)", status.read_text()).group(1)) // 1024  # noqa: E731
+    pieces = [bytes(100_000) for _ in range(2000)]
+    kept, pieces = pieces[::50], None
+    before = resident()
+    app.give_back_memory()
+    assert resident() < before - 100 and len(kept) == 40
+    calls = []
+    monkeypatch.setattr(app, "give_back_memory", lambda: calls.append(1))
+    list(app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(make_film(tmp_path / "a.mp4")), "superpixels", 1, []))
+    assert calls == [1]
 
 
 @pytest.mark.parametrize(
