@@ -18,12 +18,13 @@ from combo_hf.data.row_format import REQUIRED_COLUMNS, to_class_ids
 from combo_hf.data.sound import decode_sound
 from combo_hf.data.subsets import OWN, SUBSETS
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor
-from combo_hf.files.pictures import open_image
+from combo_hf.files.pictures import load_image, open_image
 from combo_hf.maskige_combo import paint_maskige
 from combo_hf.proposals_combo import get_proposal_generator
 
 
 BINARY_LABELS = 2
+MAX_ROW_PIXELS = 500_000_000  # of all pictures of a row: a few kB may unpack to 50 million, and a row has any number
 
 
 @dataclass
@@ -146,12 +147,13 @@ def decode_row(
     waveform, rate = _sound(row["audio"], name)
     pictures = (row.get("maskiges") if use_maskige else None) or None
     masks, flags = _annotated(name, row["frames"], pictures, row["masks"], row["label_frames"])
-    frames = [_picture(image, name) for image in row["frames"]]
-    maskiges = None if pictures is None else [_picture(image, name) for image in pictures]
+    left = [MAX_ROW_PIXELS]
+    frames = [_picture(image, name, left) for image in row["frames"]]
+    maskiges = None if pictures is None else [_picture(image, name, left) for image in pictures]
     subset = row.get("subset")
     if subset not in (*SUBSETS, OWN):
         subset = "s4" if num_labels == BINARY_LABELS else "avss"
-    labels = [_class_ids(_picture(mask, name), subset, name) for mask in masks]
+    labels = [_class_ids(_picture(mask, name, left), subset, name) for mask in masks]
     clip = make_pictures(name, frames, maskiges, waveform, rate, labels, flags, num_labels)
     if use_maskige and maskiges is None and maskige_maker is not None:
         clip.maskiges = maskige_maker(clip.frames)
@@ -199,13 +201,18 @@ def _sound(audio: Any, name: str) -> tuple[np.ndarray, int]:
         raise ValueError(f"clip {name}: the sound cannot be read ({error}).") from error
 
 
-def _picture(image: Any, name: str) -> Any:
+def _picture(image: Any, name: str, left: list[int]) -> Any:
+    """One picture of a row, of which `left[0]` more pixels are read."""
     if not isinstance(image, dict):
         return image
     if not image.get("bytes"):
         raise ValueError(f"clip {name}: a picture has no bytes; put the file itself into the row, not its path.")
     try:
-        return open_image(image["bytes"], "a picture")
+        picture = open_image(image["bytes"], "a picture", decode=False)
+        left[0] -= picture.width * picture.height
+        if left[0] < 0:
+            raise ValueError(f"the row has more than {MAX_ROW_PIXELS} pixels")
+        return load_image(picture, "a picture")
     except ValueError as error:
         raise ValueError(f"clip {name}: a picture cannot be read ({error})") from error
 

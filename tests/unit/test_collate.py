@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 
+from combo_hf.data import rows
 from combo_hf.data.collate import (
     Augmentation,
     ClipExample,
@@ -208,3 +210,19 @@ def test_impossible_rows_name_the_clip(synthetic, changes: dict, message: str):
 def test_impossible_data(call, message: str):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_row_of_more_pixels_than_memory(synthetic, monkeypatch):
+    """A picture of one colour has a few kB, and the row names it as often as it likes."""
+    row = to_row(synthetic)
+    pixels = {name: sum(map(picture_pixels, row[name] or ())) for name in ("frames", "masks", "maskiges")}
+    monkeypatch.setattr(rows, "MAX_ROW_PIXELS", sum(pixels.values()))
+    decode_row(row, 2)
+    monkeypatch.setattr(rows, "MAX_ROW_PIXELS", pixels["frames"] - 1)
+    with pytest.raises(ValueError, match="the row has more than .* pixels"):
+        decode_row(row, 2)
+
+
+def picture_pixels(entry):
+    with Image.open(io.BytesIO(entry["bytes"])) as picture:
+        return picture.width * picture.height
