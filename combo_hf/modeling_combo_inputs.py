@@ -197,6 +197,16 @@ class FittingWeights:
         base: Any = super()
         return base._finalize_model_loading(model, load_config, loading_info)
 
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, load_config: Any = None, **kwargs: Any) -> Any:
+        """As in the base class, but none that a checkpoint brings along: its weights are checked by nobody."""
+        if load_config is not None and peft_model_id == load_config.pretrained_model_name_or_path:
+            raise ValueError(
+                f"{peft_model_id}: an adapter lies beside the weights (adapter_config.json). Move it, and load it by "
+                "peft.PeftModel.from_pretrained(model, its folder) if you want it."
+            )
+        base: Any = super()
+        return base.load_adapter(peft_model_id, *args, load_config=load_config, **kwargs)
+
 
 @contextmanager
 def bounded_parts() -> Iterator[None]:

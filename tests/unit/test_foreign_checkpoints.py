@@ -186,6 +186,15 @@ def test_no_file_of_a_checkpoint_is_run(checkpoint: Path, kind: str) -> None:
         combo_hf.load_pipeline(checkpoint, trust_remote_code=True)
 
 
+def test_an_adapter_beside_the_weights_is_not_loaded(checkpoint: Path) -> None:
+    """transformers would, unasked, where peft is installed: of any size, its missing weights drawn at random."""
+    pytest.importorskip("peft", reason="pip install peft")
+    adapter = {"peft_type": "LORA", "r": 10**7, "target_modules": ["class_head"], "base_model_name_or_path": "a/b"}
+    change_json(checkpoint, "adapter_config.json", adapter)
+    with pytest.raises(ValueError, match="an adapter lies beside the weights"):
+        combo_hf.load_pipeline(checkpoint)
+
+
 def hub_kernel(*_: Any, **__: Any) -> None:
     raise AssertionError("code is fetched from the Hub")
 
