@@ -75,6 +75,7 @@ LOOK_S = 1.0  # how often it is looked whether the visitor is still there
 LOG = logging.getLogger("combo_space")
 WORKER = "combo-segment"
 OUTPUTS = 5
+STOPPED = (None, "Stopped. Nothing was kept.", None, None, None)
 EXAMPLE = [str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, AUTO, [], 0.0, True]
 
 
@@ -353,11 +354,12 @@ def build_demo(
                     [EXAMPLE], inputs, outputs, fn=example, cache_examples=True, cache_mode="lazy",
                     label="Try it", example_labels=["A dog barks, a cow moos, ..."], api_name=False)  # fmt: skip
         gr.Markdown(small_print(limits))
-        result, summary = outputs[:2]
+        result = outputs[0]
         event = run.click(
             work, inputs, outputs, api_name="segment", concurrency_limit=1, concurrency_id="model",
             show_progress_on=[result])  # fmt: skip
-        stop.click(lambda: "Stopped. Nothing was kept.", None, summary, cancels=[event], api_name=False)
+        # All outputs: what stands there is of an earlier video, and gradio calls a stopped function an error.
+        stop.click(lambda: STOPPED, None, outputs, cancels=[event], api_name=False, show_progress="hidden")
         result.change(None, None, None, js=SHOW, api_name=False)
         if bundled:
             demo.load(segment.welcome, None, outputs, show_progress="hidden", api_name=False)

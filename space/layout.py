@@ -28,6 +28,7 @@ CSS = """
 #video video, #result video {max-height: 320px; object-fit: contain}
 #video .wrap {min-height: 120px}
 #summary {font-size: 1.05em; max-height: 170px; overflow-y: auto} #summary th, #summary td {padding: 2px 12px}
+.dark {color-scheme: dark}
 #timeline, #timeline * {max-height: none !important; min-width: 0; max-width: 100%}
 #timeline img {width: 100%; height: auto; object-fit: contain}
 #gallery img {object-fit: contain !important}

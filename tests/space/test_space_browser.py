@@ -9,9 +9,12 @@ import zipfile
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+from fixtures_media import noise
 
 import combo_hf
+from combo_hf.results.video import write_video
 
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -138,3 +141,20 @@ def test_recording_of_the_browser(serve, browser, tmp_path):
     video = result_of(wait, "recording")
     assert browser.execute_script("return arguments[0].videoWidth", video) == width
     assert browser.execute_script("return arguments[0].duration", video) == pytest.approx(2, abs=1)
+
+
+def test_stop_is_no_error(serve, browser, tmp_path):
+    """And nothing of an earlier video is left beside its word."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    film = write_video(tmp_path / "long.mp4", [np.full((48, 64, 3), 90, np.uint8)] * 4 * 59, 4, noise(59))
+    wait = WebDriverWait(browser, 180)
+    browser.get(serve())
+    wait.until(lambda driver: driver.find_element("css selector", "#video input[type=file]")).send_keys(str(film))
+    wait.until(lambda driver: driver.find_element("css selector", "#video video"))
+    browser.find_element("css selector", "#run").click()
+    wait.until(lambda driver: "Segmenting window" in driver.find_element("css selector", "#result").text)
+    browser.find_element("css selector", "#stop").click()
+    wait.until(lambda driver: driver.find_element("css selector", "#summary").text == "Stopped. Nothing was kept.")
+    assert "Error" not in browser.find_element("css selector", "#result").text
+    assert not browser.find_elements("css selector", "#result video, #files a, #gallery img")
