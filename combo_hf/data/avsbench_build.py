@@ -22,15 +22,15 @@ from combo_hf.data.avsbench_card import write_card
 from combo_hf.data.avsbench_layout import ClipEntry, find_home, read_entries
 from combo_hf.data.avsbench_rows import RowOptions, entry_to_row
 from combo_hf.data.row_format import row_features
+from combo_hf.data.shards import ROW_GROUP, check_folder, cut
 from combo_hf.data.subsets import SPLITS, SUBSETS, subset_rule
-from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
-from combo_hf.files.folder_lock import MARKER, only_run
+from combo_hf.files.atomic import remove_leftovers, replacing, write_text
+from combo_hf.files.folder_lock import only_run
 from combo_hf.files.pool import run_tasks
 from combo_hf.files.progress import Progress
 
 
 GENERATION = 1  # raise when the same folders start to give other bytes
-ROW_GROUP = 16  # what a streaming reader fetches at once, and what a process holds in memory
 ON_ERROR = ("raise", "skip")
 SKIPPED_KEY = b"combo_hf.skipped"
 
@@ -137,7 +137,7 @@ def build_dataset(
     home = find_home(root, subset)
     settings = _settings(entries, home, subset, splits, rows_per_shard, options)
     row_features()  # says early if `datasets` is missing
-    _check_folder(output)
+    check_folder(output, (f"build-{subset}.json" for subset in SUBSETS), "build")
     with only_run(output):
         folder = _prepare(settings, output, resume)
         shards = plan_shards(settings, entries, home, folder, options, on_error)
@@ -174,11 +174,8 @@ def plan_shards(
     shards = []
     for split in settings.splits:
         chosen = sorted((entry for entry in entries if entry.split == split), key=lambda entry: entry.name)
-        starts = range(0, len(chosen), settings.rows_per_shard)
-        for number, start in enumerate(starts):
-            part = tuple(chosen[start : start + settings.rows_per_shard])
-            path = folder / f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
-            shards.append(Shard(path, home, part, options, on_error))
+        for name, part in cut(split, chosen, settings.rows_per_shard):
+            shards.append(Shard(folder / f"{name}.parquet", home, tuple(part), options, on_error))
     return shards
 
 
@@ -237,13 +234,6 @@ def _settings(
     return BuildSettings(
         subset, splits, rows_per_shard, options.maskiges, options.processed, counts, digest, with_maskiges
     )
-
-
-def _check_folder(output: Path) -> None:
-    """Raise `ValueError` where a folder holds files of others."""
-    if output.exists() and not any((output / f"build-{subset}.json").is_file() for subset in SUBSETS):
-        if not output.is_dir() or any(not is_partial(path) and path.name != MARKER for path in output.iterdir()):
-            raise ValueError(f"{output} is no folder of a build and not empty; choose a new or empty folder.")
 
 
 def _prepare(settings: BuildSettings, output: Path, resume: bool) -> Path:

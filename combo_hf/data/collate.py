@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from combo_hf.data.rows import ClipPictures, make_pictures
+from combo_hf.data.rows import ClipPictures
 from combo_hf.feature_extraction_combo import LOG_OFFSET
 from combo_hf.image_processing_combo import ComboImageProcessor, frame_targets, normalize
 
@@ -125,26 +125,6 @@ def plain_example(clip: ClipPictures, image_size: int) -> ClipExample:
         torch.from_numpy(stacked),
         clip.label_frames,
     )
-
-
-def make_example(
-    video_id: str,
-    frames: Sequence[Any],
-    maskiges: Sequence[Any] | None,
-    waveform: Any,
-    sampling_rate: int,
-    masks: Sequence[Any],
-    label_frames: Sequence[bool],
-    image_size: int,
-    num_labels: int,
-) -> ClipExample:
-    """Bring the parts of one clip to the input size; for the parts see [`make_pictures`].
-
-    Raises:
-        ValueError: numbers that differ, or something that is no image, label map or sound; names the clip.
-    """
-    clip = make_pictures(video_id, frames, maskiges, waveform, sampling_rate, masks, label_frames, num_labels)
-    return plain_example(clip, image_size)
 
 
 class ClipNames(list[str]):

@@ -25,6 +25,7 @@ from PIL import Image
 
 from combo_hf.data.compose import ComposedClip, ComposeRules, Parts, compose_clip, read_parts
 from combo_hf.data.row_format import SAMPLING_RATE, count_rows, row_features, sound_entry
+from combo_hf.data.shards import check_folder, cut, write_table
 from combo_hf.files.atomic import replacing, write_text
 from combo_hf.files.pool import run_tasks
 from combo_hf.files.progress import Progress
@@ -118,8 +119,7 @@ class _Shard:
     settings: ComposeSettings
     output: Path
     split: str
-    start: int
-    stop: int
+    clips: Sequence[int]
     name: str
 
 
@@ -177,7 +177,7 @@ def compose_dataset(
     with Progress("compose", "clip", sum(settings.clips.values()), shown=progress is not False) as bar:
         for shard, records in run_tasks(_write_shard, shards, num_processes):
             lines[shard.name] = records
-            bar.advance(shard.stop - shard.start)
+            bar.advance(len(shard.clips))
     with replacing(output / "clips.jsonl") as temporary:
         temporary.write_text("".join(lines[shard.name] for shard in shards), encoding="utf-8")
     _describe(settings, parts, output)
@@ -187,10 +187,8 @@ def compose_dataset(
 def _shards(settings: ComposeSettings, output: Path) -> list[_Shard]:
     shards = []
     for split, total in settings.clips.items():
-        starts = range(0, total, SHARD_CLIPS)
-        for number, start in enumerate(starts):
-            name = f"{split}-{number:05d}-of-{len(starts):05d}"
-            shards.append(_Shard(settings, output, split, start, min(start + SHARD_CLIPS, total), name))
+        for name, part in cut(split, range(total), SHARD_CLIPS):
+            shards.append(_Shard(settings, output, split, part, name))
     return shards
 
 
@@ -199,13 +197,10 @@ def _write_shard(shard: _Shard) -> tuple[_Shard, str]:
     table_path, notes = (shard.output / "data" / f"{shard.name}.{ending}" for ending in ("parquet", "jsonl"))
     if table_path.exists() and notes.exists():
         return shard, notes.read_text(encoding="utf-8")
-    import pyarrow
-    import pyarrow.parquet
-
     settings, rows, lines = shard.settings, [], []
     parts = settings.parts(shard.split)
     names = class_names(settings, parts)
-    for index in range(shard.start, shard.stop):
+    for index in shard.clips:
         clip = settings.make(parts, shard.split, index)
         rows.append(to_row(clip, names))
         record = {name: getattr(clip, name) for name in ("video_id", "split", "stage", "case", "visible", "heard")}
@@ -215,9 +210,7 @@ def _write_shard(shard: _Shard) -> tuple[_Shard, str]:
             _write_video(clip, shard.output / record["video"], settings.video_height)
         lines.append(json.dumps(record) + "\n")
     write_text(notes, "".join(lines))
-    table = pyarrow.Table.from_pylist(rows, schema=row_features(names).arrow_schema)
-    with replacing(table_path) as temporary:
-        pyarrow.parquet.write_table(table, temporary, row_group_size=16)
+    write_table(table_path, rows, row_features(names))
     return shard, "".join(lines)
 
 
@@ -231,8 +224,7 @@ def _write_video(clip: ComposedClip, path: Path, height: int) -> None:
 def _prepare(output: Path, settings: str) -> None:
     """Make the folders, and remove what an earlier call with other settings left there."""
     record = output / SETTINGS_FILE
-    if output.exists() and not record.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} holds files that are no composed data set; choose a new or empty folder.")
+    check_folder(output, [SETTINGS_FILE], "composed data set")
     if record.exists() and record.read_text(encoding="utf-8") != settings:
         for path in (*output.glob("data/*-of-*.*"), *output.glob("videos/*/composed_*.mp4")):
             path.unlink()

@@ -24,9 +24,10 @@ from combo_hf.data.own_layout import OwnFolder
 from combo_hf.data.own_masks import CocoMask, IndexMask, OwnVideo
 from combo_hf.data.own_rows import OwnSettings, rows_of_video
 from combo_hf.data.row_format import row_features
+from combo_hf.data.shards import check_folder, cut
 from combo_hf.data.subsets import OWN, SPLITS
-from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
-from combo_hf.files.folder_lock import MARKER, only_run
+from combo_hf.files.atomic import remove_leftovers, replacing, write_text
+from combo_hf.files.folder_lock import only_run
 from combo_hf.files.pool import run_tasks
 from combo_hf.files.progress import Progress
 
@@ -89,9 +90,7 @@ def build_own(
     if not videos or len(folder.classes) < 2:
         raise ValueError(f"{root}: no video with masks of known classes is left; see `combo-hf data check {root}`.")
     row_features(folder.classes)  # says early if `datasets` is missing
-    if output.exists() and not (output / OWN_RECORD).is_file():
-        if not output.is_dir() or any(not is_partial(p) and p.name != MARKER for p in output.iterdir()):
-            raise ValueError(f"{output} is no folder of such a build and not empty; choose a new or empty folder.")
+    check_folder(output, [OWN_RECORD], "build of own videos")
     with only_run(output):
         record = _record(folder, videos, settings)
         place = _prepare(output, record, resume)
@@ -172,10 +171,8 @@ def _plan(
     shards = []
     for split in SPLITS:
         chosen = [video for video in videos if video.split == split]
-        starts = range(0, len(chosen), VIDEOS_PER_FILE)
-        for number, start in enumerate(starts):
-            path = place / f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
-            shards.append(_Shard(path, tuple(chosen[start : start + VIDEOS_PER_FILE]), classes, settings, on_error))
+        for name, part in cut(split, chosen, VIDEOS_PER_FILE):
+            shards.append(_Shard(place / f"{name}.parquet", tuple(part), classes, settings, on_error))
     return shards
 
 

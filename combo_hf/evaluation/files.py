@@ -84,12 +84,6 @@ def collect_lines(output: Path, video_ids: Iterable[str]) -> dict[str, dict[str,
     return records
 
 
-def count_lines(output: Path) -> int:
-    """How many videos are done so far, to show progress; cheap and approximate."""
-    paths = (output / VIDEOS_FILE, *output.glob(PART_PATTERN))
-    return sum(path.read_bytes().count(b"\n") for path in paths if path.is_file())
-
-
 def fingerprint_ids(video_ids: Iterable[str]) -> str:
     """Short name of a list of videos and their order."""
     return hashlib.sha256("\n".join(video_ids).encode()).hexdigest()[:16]

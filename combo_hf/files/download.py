@@ -24,7 +24,6 @@ import httpcore
 TIMEOUT_S = 30.0  # without an answer
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
-BLOCK_BYTES = 1 << 18
 PUBLIC_ONLY = "COMBO_PUBLIC_ADDRESSES_ONLY"
 # Networks of IPv6 that carry an IPv4 address in their last 32 bits: mapped (RFC 4291) and NAT64 (RFC 6052).
 CARRIERS = tuple(ipaddress.IPv6Network(text) for text in ("::ffff:0:0/96", "64:ff9b::/96"))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from combo_hf.data.collate import SILENCE, Augmentation, ClipExample, example_generator, make_example
+from combo_hf.data.collate import SILENCE, Augmentation, ClipExample, example_generator, plain_example
+from combo_hf.data.rows import make_pictures
 from combo_hf.data.synthetic.dataset import GENERATION, ID2LABEL, plan_clip, synthesize_clip
 from combo_hf.files.atomic import replacing
 from combo_hf.files.npz import read_npz
@@ -207,7 +208,7 @@ def _synthetic_example(
 
     clip = synthesize_clip(kind, seed, index, split, SOURCE_SIZE, num_frames)
     proposals = SuperpixelProposals()(clip.frames)
-    return make_example(
+    pictures = make_pictures(
         clip.video_id,
         clip.frames,
         [paint_maskige(masks, (image_size, image_size)) for masks in proposals],
@@ -215,9 +216,9 @@ def _synthetic_example(
         clip.sampling_rate,
         [mask if labels == "semantic" else np.minimum(mask, 1) for mask in clip.masks],
         clip.label_frames,
-        image_size,
         len(synthetic_labels(labels)),
     )
+    return plain_example(pictures, image_size)
 
 
 def _run(

@@ -338,7 +338,7 @@ def test_bad_build_arguments(tree: Path, tmp_path: Path, options: dict[str, Any]
 def test_folder_of_others(tree: Path, tmp_path: Path) -> None:
     """A folder with other files is not touched."""
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no folder of a build and not empty"):
+    with pytest.raises(ValueError, match="holds files that are no build"):
         build_dataset(tree, "ms3", tmp_path, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     with pytest.raises(ValueError, match="no complete build"):

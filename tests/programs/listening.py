@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 import combo_hf
-from combo_hf.data.collate import ClipExample, make_example
+from combo_hf.data.collate import ClipExample, plain_example
 from combo_hf.data.compose import ComposedClip, ComposeRules, compose_clip, read_parts
 from combo_hf.data.compose_sounds import SAMPLING_RATE
+from combo_hf.data.rows import make_pictures
 from combo_hf.evaluation.calibration import BACKGROUND_WEIGHTS
 from combo_hf.evaluation.scores import predict_class_maps, sounding_scores, truth_of
 from combo_hf.metrics import f_measure, jaccard
@@ -51,9 +52,8 @@ def from_parts(arguments: argparse.Namespace, size: int, seed: int) -> Iterator[
 
     def example(clip: ComposedClip) -> ClipExample:
         known = [True] * len(clip.frames)
-        return make_example(
-            clip.video_id, clip.frames, None, clip.waveform, SAMPLING_RATE, clip.masks, known, size, classes
-        )
+        parts = clip.video_id, clip.frames, None, clip.waveform, SAMPLING_RATE, clip.masks, known
+        return plain_example(make_pictures(*parts, classes), size)
 
     for stage in STAGES:
         for index in range(arguments.clips):
@@ -76,7 +76,7 @@ def from_parts(arguments: argparse.Namespace, size: int, seed: int) -> Iterator[
 
 def from_rows(arguments: argparse.Namespace, size: int, num_labels: int) -> Iterator[Shown]:
     """Rows of a data set; another sound is that of the next row of another category."""
-    from combo_hf.data.collate import SILENCE, plain_example
+    from combo_hf.data.collate import SILENCE
     from combo_hf.data.loading import load_avsbench
     from combo_hf.data.rows import decode_row
 

@@ -180,7 +180,7 @@ def test_built_and_loaded(made: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     build_own(made, output, OwnSettings(clip_seconds=3), resume=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
-    with pytest.raises(ValueError, match="not empty; choose a new or empty folder"):
+    with pytest.raises(ValueError, match="no build of own videos; choose a new or empty folder"):
         build_own(made, tmp_path / "mine")
 
 

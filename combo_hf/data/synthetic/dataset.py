@@ -16,6 +16,7 @@ import numpy as np
 
 from combo_hf.data.row_format import UNLABELLED, picture_entry, png_bytes, row_features, sound_entry
 from combo_hf.data.rows import MaskigeMaker
+from combo_hf.data.shards import check_folder, cut, write_table
 from combo_hf.data.synthetic.clip import (
     CATEGORIES,
     ID2LABEL,
@@ -25,8 +26,8 @@ from combo_hf.data.synthetic.clip import (
     plan_clip,
     synthesize_clip,
 )
-from combo_hf.files.atomic import is_partial, remove_leftovers, replacing, write_text
-from combo_hf.files.folder_lock import MARKER, only_run
+from combo_hf.files.atomic import remove_leftovers, write_text
+from combo_hf.files.folder_lock import only_run
 from combo_hf.files.pool import run_tasks
 from combo_hf.files.progress import Progress
 
@@ -129,11 +130,10 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Shard:
-    """Clips `start`..`stop` of a split: one unit of work and one parquet file."""
+    """Some clips of a split: one unit of work and one parquet file."""
 
     split: str
-    start: int
-    stop: int
+    clips: Sequence[int]
     name: str
 
 
@@ -141,11 +141,11 @@ def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
     """Write what is missing of one shard; returns its number of clips."""
     from combo_hf.results.video import write_video
 
-    table_path = output / "data" / shard.name
+    table_path = output / "data" / f"{shard.name}.parquet"
     rows_wanted = "rows" in settings.formats and not table_path.exists()
     maskiges = MaskigeMaker(settings.maskiges) if rows_wanted and settings.maskiges else None
     rows = []
-    for index in range(shard.start, shard.stop):
+    for index in shard.clips:
         plan = plan_clip(settings.kind, settings.seed, index, shard.split, settings.num_frames)
         video_path = output / "videos" / shard.split / f"{plan.video_id}.mp4"
         video_wanted = "mp4" in settings.formats and not video_path.exists()
@@ -157,24 +157,14 @@ def _write_shard(settings: _Settings, output: Path, shard: _Shard) -> int:
         if video_wanted:
             write_video(video_path, clip.render_video(settings.fps), settings.fps, clip.waveform, clip.sampling_rate)
     if rows_wanted:
-        import pyarrow
-        import pyarrow.parquet
-
-        table = pyarrow.Table.from_pylist(rows, schema=row_features().arrow_schema)
-        with replacing(table_path) as temporary:
-            pyarrow.parquet.write_table(table, temporary, row_group_size=16)
-    return shard.stop - shard.start
+        write_table(table_path, rows, row_features())
+    return len(shard.clips)
 
 
 def _shards(num_clips: Mapping[str, int]) -> list[_Shard]:
     """Cut every split into shards of `SHARD_CLIPS` clips."""
-    shards = []
-    for split, total in num_clips.items():
-        starts = range(0, total, SHARD_CLIPS)
-        for number, start in enumerate(starts):
-            name = f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
-            shards.append(_Shard(split, start, min(start + SHARD_CLIPS, total), name))
-    return shards
+    pieces = ((split, piece) for split, count in num_clips.items() for piece in cut(split, range(count), SHARD_CLIPS))
+    return [_Shard(split, clips, name) for split, (name, clips) in pieces]
 
 
 def _write_descriptions(settings: _Settings, output: Path) -> None:
@@ -202,13 +192,6 @@ def _write_descriptions(settings: _Settings, output: Path) -> None:
         classes=", ".join(f"{k} {name}" for k, name in ID2LABEL.items()) if semantic else "0 background, 1 sounding",
     )
     write_text(output / "README.md", card)
-
-
-def _check_folder(output: Path) -> None:
-    """Raise `ValueError` where a folder holds files of others."""
-    if output.exists() and not (output / SETTINGS_FILE).exists():
-        if not output.is_dir() or any(not is_partial(path) and path.name != MARKER for path in output.iterdir()):
-            raise ValueError(f"{output} holds files that are no synthetic data set; choose a new or empty folder")
 
 
 def _prepare(settings: _Settings, output: Path) -> None:
@@ -287,7 +270,7 @@ def write_dataset(
     chosen = tuple(name for name in FORMATS if name in formats)
     settings = _Settings(kind, dict(num_clips), seed, chosen, size, labels, num_frames, maskiges, fps)
     output = Path(output)
-    _check_folder(output)
+    check_folder(output, [SETTINGS_FILE], "synthetic data set")
     with only_run(output):
         _prepare(settings, output)
         _run(settings, output, _shards(num_clips), num_processes, progress)
