@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ def label_map(time: float) -> np.ndarray:
     return ids
 
 
-def make_folder(folder: Path) -> Path:
-    """Three videos of seven seconds (each picture's grey tells its time, each second's pitch its number)."""
+def make_folder(folder: Path, videos: Mapping[str, Sequence[float]] = TIMES) -> Path:
+    """Videos of seven seconds, each with masks at these times (each picture's grey tells its time, each second's pitch
+    its number)."""
     (folder / "videos").mkdir(parents=True)
     (folder / "classes.txt").write_text("background\ncat\ndog\n")
     seconds = np.arange(SECONDS * 16000) / 16000
-    for number, (name, times) in enumerate(TIMES.items()):
+    for number, (name, times) in enumerate(videos.items()):
         frames = (np.full((HEIGHT, WIDTH, 3), 20 + 30 * k / FPS, np.uint8) for k in range(SECONDS * FPS))
         pitch = 200 + 100 * np.floor(seconds) + number
         wave = (0.3 * np.sin(2 * np.pi * pitch * seconds)).astype(np.float32)

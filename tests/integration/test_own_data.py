@@ -1,14 +1,18 @@
 """Training on own data: classes from the data set, another class head, fewer frames, several sets together."""
 
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from fixtures_own import make_folder
 from fixtures_training import SMALL, recipe, small_model
 
 from combo_hf import ComboForAudioVisualSegmentation, ComboProcessor
+from combo_hf.cli import main
 from combo_hf.data.synthetic.dataset import ID2LABEL, write_dataset
 from combo_hf.training import (
     AvsbenchRecipe,
@@ -57,6 +61,29 @@ def test_the_data_set_names_the_classes_everywhere(rows: Path, tmp_path: Path):
         processor = ComboProcessor.from_pretrained(tmp_path / "run" / name)
         assert processor.image_processor.num_labels == len(NAMES)
         assert model.model.decoder.class_head.out_features == len(NAMES) + 1
+
+
+@pytest.mark.slow  # seven commands, one after the other
+def test_from_six_videos_to_a_segmented_seventh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The commands of docs/own-data.md, with a smaller network and fewer steps."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    make_folder(tmp_path / "my-videos", {"seventh": (), **dict.fromkeys("abcdef", (1.5, 3.5, 6.0))})
+    (tmp_path / "my-videos" / "videos" / "seventh.mp4").rename("seventh.mp4")
+    splits = "".join(f"{name},{'val' if name in 'ef' else 'train'}\n" for name in "abcdef")
+    (tmp_path / "my-videos" / "splits.csv").write_text(f"video,split\n{splits}")
+    page = (Path(__file__).parents[2] / "docs" / "own-data.md").read_text(encoding="utf-8")
+    page = page[: page.index("## Clips of your own photographs")]
+    lines = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^combo-hf .*", page, re.M)]
+    assert " ".join(words[0] for words in lines) == "data data maskige train train evaluate evaluate predict"
+    size = [f"model.overrides.{name}=64" for name in ("image_size", "train_num_points")]
+    for words in lines:
+        steps = [f"max_steps={2 if '--resume' in words else 1}", "clips_per_batch=2", "num_workers=0", *size]
+        assert main(words + (steps if words[0] == "train" else [])) == 0, words
+    model = ComboForAudioVisualSegmentation.from_pretrained(tmp_path / "runs" / "own" / "best")
+    assert list(model.config.id2label.values()) == ["background", "cat", "dog"] and model.config.class_gate
+    assert (tmp_path / "out" / "seventh_overlay.mp4").is_file()
 
 
 def test_labels_of_an_override_agree():
