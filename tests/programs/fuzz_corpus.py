@@ -313,6 +313,17 @@ def mutate_tensors(data: bytes, others: list[bytes], rng: random.Random) -> byte
     return save(tensors)
 
 
+ADDED: list[tuple[str, Any]] = [
+    ("num_labels", 10**9),
+    ("_attn_implementation", "owner/kernel"),
+    ("quantization_config", {"quant_method": "mxfp4"}),
+    ("transformers_weights", "../../x.safetensors"),
+    ("id2label", {str(index): "\x1b]0;x\x07" for index in range(3)}),
+    ("id2label", {"0": "background", "9": "x" * 10**6}),
+    ("backbone", "hf_hub:owner/name"),
+]
+
+
 def mutate_sizes(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
     """Other numbers of layers, widths, heads, points, classes, and lists of them of another length."""
     sizes = (0, 1, 2, 3, 5, 7, 64, 96, 300, 512, 513, 4096, 10**6, 2**31, 10**18, -1)
@@ -324,6 +335,9 @@ def mutate_sizes(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
             for key, value in node.items() if isinstance(node, dict) else enumerate(node):
                 nodes += [value] if isinstance(value, (dict, list)) else []
                 places += [(node, key)] if type(value) is int or isinstance(value, list) else []
+        if rng.random() < 0.2:  # what the file does not have, in itself or in its backbone
+            rng.choice((tree, tree["backbone_config"])).update([rng.choice(ADDED)])
+            continue
         node, key = rng.choice(places)
         if isinstance(node[key], list):
             node[key] = rng.choice(

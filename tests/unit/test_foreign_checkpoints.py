@@ -64,6 +64,37 @@ def test_weights_that_do_not_fit_are_refused(checkpoint: Path, change: Change, m
         assert message in text and "do not fit the configuration" in text and len(text) < 600 and "\n" not in text
 
 
+def with_header(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    change(header)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def share_bytes(header: dict[str, Any]) -> None:
+    for tensor in header.values():
+        tensor["data_offsets"] = [0, 4] if "data_offsets" in tensor else None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:1000],
+        lambda data: b"",
+        lambda data: (10**12).to_bytes(8, "little") + data[8:],
+        lambda data: with_header(data, share_bytes),
+        lambda data: with_header(data, lambda header: header.update(a={"dtype": "F32", "shape": [10**15]})),
+        lambda data: with_header(data, lambda header: header["model.class_gate.bias"].update(shape=[2**62, 4])),
+    ],
+)
+def test_a_damaged_weight_file_is_a_value_error(checkpoint: Path, damage: Callable[[bytes], bytes]) -> None:
+    rewrite(checkpoint, lambda tensors: {**tensors, "model.class_gate.bias": torch.zeros(3)})
+    (checkpoint / WEIGHTS).write_bytes(damage((checkpoint / WEIGHTS).read_bytes()))
+    with pytest.raises(ValueError, match="the weight file is damaged"):
+        combo_hf.load_pipeline(checkpoint)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
