@@ -101,7 +101,9 @@ def _plain_backbone(config: PretrainedConfig) -> Any:
     if config.model_type == EfficientNetLiteConfig.model_type:
         return ComboEfficientNetLite(cast(EfficientNetLiteConfig, config))
     try:
-        return AutoBackbone.from_config(config)
+        backbone = AutoBackbone.from_config(config)
+        assert len(backbone.channels) > 0  # looked up in the configuration only now
+        return backbone
     except ImportError as error:
         if config.model_type != "timm_backbone":
             raise

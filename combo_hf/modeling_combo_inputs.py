@@ -138,6 +138,7 @@ class FittingWeights:
     """
 
     surplus_weights = False  # whether weights without a place in the network are fine
+    only_safetensors: bool | None = True  # `None`: pickles, too, where there are no others
 
     @classmethod
     def from_pretrained(
@@ -156,6 +157,7 @@ class FittingWeights:
                 Or the file is damaged, or the configuration is of a network that no machine has room for.
         """
         base: Any = super()
+        kwargs.setdefault("use_safetensors", cls.only_safetensors)
         try:
             with bounded_parts():
                 return base.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

@@ -66,7 +66,7 @@ def load_complete(kind: type[Model], source: str | Path, *, surplus: bool = Fals
         ValueError: weights missing, without a place, of another shape, damaged or not finite.
         OSError: no such folder or repository, or files missing.
     """
-    names = {"surplus_weights": surplus, "__module__": kind.__module__}
+    names = {"surplus_weights": surplus, "only_safetensors": None, "__module__": kind.__module__}
     checked: Any = type(kind.__name__, (FittingWeights, kind), names)
     model: Model = checked.from_pretrained(source, **options)
     model.__class__ = kind

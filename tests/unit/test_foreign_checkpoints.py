@@ -64,6 +64,15 @@ def test_weights_that_do_not_fit_are_refused(checkpoint: Path, change: Change, m
         assert message in text and "do not fit the configuration" in text and len(text) < 600 and "\n" not in text
 
 
+def test_pickled_weights_are_not_read(checkpoint: Path) -> None:
+    torch.save(load_file(checkpoint / WEIGHTS), checkpoint / "pytorch_model.bin")
+    combo_hf.ComboForAudioVisualSegmentation.from_pretrained(checkpoint)
+    (checkpoint / WEIGHTS).unlink()
+    for load in (combo_hf.load_pipeline, combo_hf.ComboForAudioVisualSegmentation.from_pretrained):
+        with pytest.raises(OSError, match="model.safetensors"):
+            load(checkpoint)
+
+
 def with_header(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -101,6 +110,7 @@ def test_a_damaged_weight_file_is_a_value_error(checkpoint: Path, damage: Callab
         ({"embedding_size": -1}, "backbone_config: no resnet can be built of it"),
         ({"hidden_sizes": [10**6] * 4}, "the weights do not fit the configuration"),  # 36 TB
         ({"depths": [10**5, 1, 1, 1]}, "wanted at most 512 layers"),
+        ({"hidden_sizes": [48, 96, 128]}, "backbone_config: no resnet can be built of it"),
     ],
 )
 def test_networks_that_cannot_be_made(checkpoint: Path, sizes: dict[str, Any], message: str) -> None:
