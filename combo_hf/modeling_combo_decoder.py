@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as nnf
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_combo import ComboConfig
 from .modeling_combo_kernels import linear
-from .modeling_combo_pixel_decoder import sine_position_embedding
+from .modeling_combo_pixel_decoder import ComboFeedForwardLayer, sine_position_embedding
 
 
 def eager_attention_forward(
@@ -78,7 +77,7 @@ class ComboAttention(nn.Module):
         return linear(self.out_proj, out.reshape(query.shape))
 
 
-class ComboDecoderLayer(GradientCheckpointingLayer):
+class ComboDecoderLayer(ComboFeedForwardLayer):
     """Masked cross-attention, self-attention, feed-forward; each followed by add and norm."""
 
     def __init__(self, config: ComboConfig) -> None:
@@ -91,11 +90,6 @@ class ComboDecoderLayer(GradientCheckpointingLayer):
         self.fc1 = nn.Linear(dim, config.decoder_feedforward_dim)
         self.fc2 = nn.Linear(config.decoder_feedforward_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
-
-    def reset_combo_parameters(self) -> None:
-        for layer in (self.fc1, self.fc2):
-            layer.reset_parameters()  # torch's default, for the bias
-            init.xavier_uniform_(layer.weight)
 
     def forward(
         self,

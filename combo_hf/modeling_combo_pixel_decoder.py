@@ -103,7 +103,19 @@ class ComboDeformableAttention(nn.Module):
         return linear(self.output_proj, sampled)
 
 
-class ComboPixelDecoderLayer(GradientCheckpointingLayer):
+class ComboFeedForwardLayer(GradientCheckpointingLayer):
+    """A layer of either decoder: its feed-forward `fc1`, `fc2` begins as that of the release."""
+
+    fc1: nn.Linear
+    fc2: nn.Linear
+
+    def reset_combo_parameters(self) -> None:
+        for layer in (self.fc1, self.fc2):
+            layer.reset_parameters()  # torch's default, for the bias
+            init.xavier_uniform_(layer.weight)
+
+
+class ComboPixelDecoderLayer(ComboFeedForwardLayer):
     """Deformable self-attention and feed-forward, post-norm."""
 
     def __init__(self, config: ComboConfig) -> None:
@@ -114,11 +126,6 @@ class ComboPixelDecoderLayer(GradientCheckpointingLayer):
         self.fc1 = nn.Linear(dim, config.pixel_decoder_feedforward_dim)
         self.fc2 = nn.Linear(config.pixel_decoder_feedforward_dim, dim)
         self.final_layer_norm = nn.LayerNorm(dim)
-
-    def reset_combo_parameters(self) -> None:
-        for layer in (self.fc1, self.fc2):
-            layer.reset_parameters()  # torch's default, for the bias
-            init.xavier_uniform_(layer.weight)
 
     def forward(
         self,

@@ -106,7 +106,7 @@ def run_case(case: Case, options: BenchmarkOptions, machine: Machine) -> list[Re
         outputs.append(out)
     notes = ["", *(_note(case, *pair, outputs[0]) for pair in zip(variants[1:], outputs[1:], strict=True))]
     del outputs
-    samples = compare(variants, rounds, options.device)
+    samples = compare(variants, rounds, options.device, repeat=not options.quick)
     plain = samples[variants[0].name]
     results = []
     for variant, (flops, moved), note in zip(variants, work, notes, strict=True):

@@ -58,13 +58,14 @@ class Samples:
         return statistics.median(getattr(self, clock))
 
 
-def compare(variants: Sequence[Variant], rounds: int, device: str = "cpu") -> dict[str, Samples]:
+def compare(variants: Sequence[Variant], rounds: int, device: str = "cpu", repeat: bool = True) -> dict[str, Samples]:
     """Time every variant in every round, one after the other.
 
     Args:
         variants: their names differ. Each should have run once before, so that nothing is built while it is timed.
         rounds (`int`): at least 1.
         device (`str`): whose work is waited for.
+        repeat (`bool`): short work is repeated within a round; off: for a look whether all runs.
 
     Raises:
         ValueError: no round, or two variants of one name.
@@ -72,7 +73,7 @@ def compare(variants: Sequence[Variant], rounds: int, device: str = "cpu") -> di
     names = [variant.name for variant in variants]
     if rounds < 1 or len(set(names)) != len(names):
         raise ValueError(f"wanted at least one round and variants of different names, got {rounds} and {names}.")
-    repeats = {variant.name: _repeats(variant.run, device) for variant in variants}
+    repeats = {variant.name: _repeats(variant.run, device) if repeat else 1 for variant in variants}
     samples = {name: Samples() for name in names}
     for _ in range(rounds):
         for variant in variants:

@@ -5,13 +5,12 @@ The limit is that of the process on the size of a file, which fails a write in t
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from processes import datasets_cache, limited
 
 from combo_hf import BUNDLED_MODEL, cli
 from combo_hf.conversion import exporting
@@ -28,17 +27,6 @@ clips_per_batch: 2
 log_every: 1
 ema_decay: 0.9
 """
-
-
-@contextmanager
-def limited(size: int) -> Iterator[None]:
-    """Files of more than `size` bytes cannot be written."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def fails(capsys: pytest.CaptureFixture, call: list[str], size: int) -> None:
@@ -110,10 +98,8 @@ def test_a_resumed_training_keeps_its_checkpoints(
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    datasets = pytest.importorskip("datasets")
     folder = tmp_path_factory.mktemp("rows")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+    with datasets_cache(folder):
         write_dataset("ms3", folder / "ms3", {"test": 2}, 3, ("rows",), 96, num_frames=2, maskiges="superpixels",
                       progress=False)  # fmt: skip
         call = ["evaluate", str(BUNDLED_MODEL), str(folder / "ms3"), "--device", "cpu"]

@@ -9,14 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from combo_hf.media_combo import (
-    SAMPLING_RATE,
-    MediaError,
-    iter_clips,
-    load_audio,
-    probe_media,
-    read_clip,
-)
+from combo_hf.media_combo import SAMPLING_RATE, MediaError, iter_clips, load_audio, probe_media, read_clip
 from combo_hf.results.video import write_overlay_video
 
 

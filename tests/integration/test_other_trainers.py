@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import datasets_cache
 
 from combo_hf import ComboForAudioVisualSegmentation
 from combo_hf.data.synthetic.dataset import write_dataset
@@ -20,11 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Seven training clips and a validation clip of S4's kind, with Maskiges."""
-    datasets = pytest.importorskip("datasets")
     folder = tmp_path_factory.mktemp("rows")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
-        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+    with datasets_cache(folder):
         write_dataset("s4", folder / "s4", {"train": 7, "val": 1}, 3, ("rows",), 64, num_frames=2,
                       maskiges="superpixels", progress=False)  # fmt: skip
         yield folder / "s4"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from bare import BARE
+from processes import BARE, datasets_cache
 
 from combo_hf import BUNDLED_MODEL, cli
 from combo_hf.data.synthetic.dataset import write_dataset
@@ -31,11 +31,9 @@ COMMAND = "import sys; from combo_hf import cli; sys.exit(cli.main(sys.argv[1:])
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A recipe, rows, and a folder as AVSBench has it."""
-    datasets = pytest.importorskip("datasets")
     root = tmp_path_factory.mktemp("inputs")
     (root / "recipe.yaml").write_text(RECIPE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", root / "cache")
+    with datasets_cache(root):
         write_dataset("ms3", root / "rows", {"test": 1}, 3, ("rows",), 96, num_frames=2, maskiges="superpixels",
                       progress=False)  # fmt: skip
         call = f"data synthesize --kind s4 --clips 1 --layout official --split train --output {root / 'official'}"

@@ -25,10 +25,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
-from PIL import Image
 
+from combo_hf.benchmarking.parts import OfficialFolders
 from combo_hf.data.avsbench import build_dataset
 from combo_hf.data.clips import AvsbenchClips, ComboTransform
 from combo_hf.data.collate import ClipExample, ComboCollator
@@ -41,35 +40,11 @@ from combo_hf.feature_extraction_combo import ComboFeatureExtractor
 BASELINE = "folders, PIL"
 
 
-class Folders(torch.utils.data.Dataset):
-    """The S4 training folders, read as they are."""
+class Folders(OfficialFolders):
+    """The S4 training folders, read as they are; the log-mel is the package's, or no two data sets would be equal."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root / "AVSBench_object" / "Single-source" / "s4_data"
-        self.clips = sorted(self.root.glob("visual_frames/train/*/*"), key=lambda folder: folder.name)
-        if not self.clips:
-            raise SystemExit(f"no clip below {self.root}")
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> ClipExample:
-        clip = self.clips[index]
-        place = clip.relative_to(self.root / "visual_frames")
-        names = [f"{clip.name}_{number}" for number in range(1, 6)]
-        frames = [np.array(Image.open(clip / f"{name}.png").convert("RGB")) for name in names]
-        colours = self.root / "pre_SAM_mask" / place
-        maskiges = [np.array(Image.open(colours / f"{name}_mask_color.png").convert("RGB")) for name in names]
-        mask = np.array(Image.open(self.root / "gt_masks" / place / f"{names[0]}.png").convert("L")) > 127
-        waveform, rate = soundfile.read(self.root / "audio_wav" / f"{place}.wav", dtype="float32")
-        return ClipExample(
-            clip.name,
-            torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2),
-            torch.from_numpy(np.stack(maskiges)).permute(0, 3, 1, 2),
-            ComboFeatureExtractor()(waveform, sampling_rate=rate, num_frames=5)["input_features"],
-            torch.from_numpy(mask[None].astype(np.uint8)),
-            torch.arange(5) < 1,
-        )
+    def features(self, waveform: np.ndarray, rate: int) -> torch.Tensor:
+        return ComboFeatureExtractor()(waveform, sampling_rate=rate, num_frames=5)["input_features"]
 
 
 def data_sets(root: Path) -> dict[str, torch.utils.data.Dataset]:

@@ -26,9 +26,9 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from bare import BARE
 from fixtures_media import noise
 from PIL import Image
+from processes import BARE
 
 import combo_hf
 from combo_hf.media_combo import probe_media

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from bare import BARE
+from processes import BARE
 
 from combo_hf.files import folder_lock as only_run
 from combo_hf.files.folder_lock import MARKER

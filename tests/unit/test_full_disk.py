@@ -5,14 +5,13 @@ The limit is that of the process on the size of a file, which fails a write in t
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from processes import limited
 
 import combo_hf
 from combo_hf import cli
@@ -23,17 +22,6 @@ from combo_hf.results.video import write_video
 from combo_hf.training.arguments import TrainingRecipe
 from combo_hf.training.clips_in_memory import prepare_synthetic
 from combo_hf.training.state import write_json
-
-
-@contextmanager
-def limited(size: int) -> Iterator[None]:
-    """Files of more than `size` bytes cannot be written."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="module")

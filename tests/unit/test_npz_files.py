@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bare import BARE
 from PIL import Image
+from processes import BARE
 
 from combo_hf.files import npz as npz_files
 from combo_hf.files.npz import read_npz
