@@ -38,7 +38,6 @@ MIXED, SILENT = 0.25, 0.05  # shares of the training excerpts
 HEARD = 0.35  # level of a softer sound, relative to the louder one, from which on it counts as heard
 MEAN_DECAY = 0.995  # of the running mean of the weights, which is what is kept: single steps differ by some percent
 NONE_CHANCE = 2.5  # of a sound of no class, relative to each class: there are more kinds of them
-MASKED_BANDS, MASKED_FRAMES = 12, 24
 
 
 class SoundTeacher(nn.Module):
@@ -104,8 +103,8 @@ class Sounds:
             of_class = self.by_split.setdefault(row["split"], {}).setdefault(name, [])
             of_class.append((f"{row['class']}/{row['id']}", read_recording(path)))
 
-    def draw(self, rng: np.random.Generator, name: str) -> tuple[np.ndarray, int]:
-        """An excerpt of one class, and its row of the teacher (-1: none)."""
+    def draw(self, rng: np.random.Generator, name: str, speed: float) -> tuple[np.ndarray, int]:
+        """An excerpt of one class, up to exp(`speed`) times as fast or slow; its row of the teacher (-1: none)."""
         recordings = self.by_split["train"][name]
         lengths = np.sqrt([len(recording) for _, recording in recordings])
         sound, recording = recordings[rng.choice(len(recordings), p=lengths / lengths.sum())]
@@ -114,12 +113,19 @@ class Sounds:
             return excerpt(recording, SAMPLES, rng), -1
         second = int(rng.integers(seconds))
         start = int(np.clip((second + rng.uniform(-SHIFT_S, SHIFT_S)) * SAMPLING_RATE, 0, len(recording) - SAMPLES))
-        return recording[start : start + SAMPLES], self.row_of.get((sound, second), -1)
+        wave = recording[start : start + SAMPLES]
+        if speed:
+            longer = recording[start : start + round(SAMPLES * float(np.exp(rng.uniform(-speed, speed))))]
+            if len(longer) > 0.8 * SAMPLES:
+                places = np.linspace(0, len(longer) - 1, SAMPLES)
+                wave = np.interp(places, np.arange(len(longer)), longer).astype(np.float32)
+        return wave, self.row_of.get((sound, second), -1)
 
 
-def training_batch(sounds: Sounds, size: int, step: int, seed: int) -> tuple[torch.Tensor, ...]:
+def training_batch(sounds: Sounds, step: int, arguments: argparse.Namespace) -> tuple[torch.Tensor, ...]:
     """Log-mel (F, 1, 96, 64), class shares (F, names), teacher rows (F,), which classes are heard (F, classes)."""
-    rng, extractor, microphone = np.random.default_rng([seed, step]), ComboFeatureExtractor(), Microphone()
+    size, most = arguments.batch, arguments.masked
+    rng, extractor, microphone = np.random.default_rng([arguments.seed, step]), ComboFeatureExtractor(), Microphone()
     mels, shares, rows = [], torch.zeros(size, len(sounds.names)), torch.full((size,), -1)
     loudness = torch.zeros(size, len(sounds.classes))
     audible = sounds.names[:-1]
@@ -129,7 +135,7 @@ def training_batch(sounds: Sounds, size: int, step: int, seed: int) -> tuple[tor
         count = 0 if rng.random() < SILENT else 2 if rng.random() < MIXED else 1
         waves: list[np.ndarray] = []
         for name in rng.choice(len(audible), count, replace=False, p=chances):
-            wave, row = sounds.draw(rng, audible[name])
+            wave, row = sounds.draw(rng, audible[name], arguments.speed)
             share = 10 ** (float(rng.uniform(-18, 0)) / 20) if waves else 1.0  # the second one is softer
             waves.append(wave * np.float32(share / max(float(np.sqrt(np.mean(wave**2))), 1e-4)))
             shares[index, name] = share
@@ -143,8 +149,8 @@ def training_batch(sounds: Sounds, size: int, step: int, seed: int) -> tuple[tor
     batch = torch.cat(mels)
     for index in range(size):
         if rng.random() < 0.5:
-            band, width = int(rng.integers(64)), int(rng.integers(1, MASKED_BANDS))
-            frame, length = int(rng.integers(96)), int(rng.integers(1, MASKED_FRAMES))
+            band, width = int(rng.integers(64)), int(rng.integers(1, most[0]))
+            frame, length = int(rng.integers(96)), int(rng.integers(1, most[1]))
             batch[index, :, :, band : band + width] = batch[index].mean()
             batch[index, :, frame : frame + length] = batch[index].mean()
     return batch, shares / shares.sum(1, keepdim=True), rows, (loudness / HEARD).clamp(max=1)
@@ -219,7 +225,7 @@ def train(arguments: argparse.Namespace, sounds: Sounds, config: ComboConfig) ->
         model.train()
         optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(arguments.seed * 1_000_003 + step)  # of the dropout, so that a resumed run is the same
-        loss = step_loss(model, sounds, training_batch(sounds, arguments.batch, step, arguments.seed))
+        loss = step_loss(model, sounds, training_batch(sounds, step, arguments))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         for group in optimizer.param_groups:
@@ -252,6 +258,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument(
+        "--speed", type=float, default=0.0, help="logarithm of how much faster or slower sounds become"
+    )
+    parser.add_argument("--masked", type=int, nargs=2, default=(12, 24), help="most bands and frames that are hidden")
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")

@@ -42,7 +42,8 @@ class ModelRecipe:
         new_head: the checkpoint may know other classes: its class head is made anew, but for classes of the same name,
             and everything else is kept.
         encoders: folder or Hub id of a COMBO checkpoint, of any classes, from which the visual, the Maskige and the
-            audio encoder start, see [`load_encoders`]; `null`: none.
+            audio encoder start, see [`load_encoders`]; the network has its audio encoder's sizes, unless `overrides`
+            say others. `null`: none.
         backbone: ImageNet start of both visual encoders, see [`load_pretrained_backbones`]; `null`: none.
         vggish: start of the audio encoder, torchvggish's file, see [`load_vggish`]; `null`: none.
         overrides: fields of [`ComboConfig`] that replace the preset's, such as `freeze_audio_encoder`.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> ComboForAu
     """
     from transformers import set_seed
 
+    from combo_hf import resolve_model
+
     fields = {**config, **recipe.overrides}
     if "id2label" in recipe.overrides and "label2id" not in recipe.overrides:
         fields["label2id"] = {name: int(index) for index, name in fields["id2label"].items()}
@@ -43,6 +46,10 @@ def build_model(recipe: ModelRecipe, seed: int = 0, **config: Any) -> ComboForAu
     if recipe.pretrained is not None:
         model = _from_checkpoint(recipe.pretrained, recipe.new_head, fields)
     else:
+        if recipe.encoders is not None:  # whose audio encoder may be of another size than the preset's
+            with _named("encoders"):
+                theirs = ComboConfig.from_pretrained(resolve_model(recipe.encoders))
+            fields.setdefault("audio_config", theirs.audio_config)
         model = ComboForAudioVisualSegmentation(ComboConfig.from_preset(recipe.preset, **fields))
     _load_starts(model, recipe)
     return model
@@ -113,10 +120,17 @@ def _load_starts(model: ComboForAudioVisualSegmentation, recipe: ModelRecipe) ->
     for name, load in loaders.items():
         source = getattr(recipe, name)
         if source is not None:
-            try:
+            with _named(name):
                 load(model, source)
-            except (ValueError, OSError) as error:
-                raise type(error)(f"model.{name}: {error}") from error
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """Errors say which field of the recipe they are about."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise type(error)(f"model.{field}: {error}") from error
 
 
 def freeze(model: ComboForAudioVisualSegmentation, pattern: str) -> None:

@@ -104,6 +104,9 @@ def test_starting_weights(tmp_path: Path):
     for part in ("encoder.backbone.", "encoder.maskige_backbone.", "audio_encoder."):
         assert {name for name in theirs if name.startswith(f"model.{part}")} <= same
     assert "model.decoder.query_features.weight" not in same and started.config.num_labels == 3
+    wider = {**source.config.audio_config, "embedding_size": 48}
+    build_model(ModelRecipe(overrides={**SMALL, "audio_config": wider})).save_pretrained(tmp_path / "wider")
+    assert build_model(ModelRecipe(encoders=str(tmp_path / "wider"), overrides=SMALL)).config.audio_config == wider
     with pytest.raises(ValueError, match="model.pretrained: .* 2 of another shape"):
         build_model(ModelRecipe(pretrained=str(tmp_path / "combo")), id2label={0: "a", 1: "b", 2: "c"})
     (tmp_path / "broken.pth").write_bytes(b"no weights")
