@@ -2,6 +2,9 @@
 
 Sources: paper (CVPR 2024) section 3 and appendix Table I; the released configurations. Where the release departs from
 the paper, the value of the release is the default and the field says so.
+
+Longer than other files, and its constructor than other functions: a checkpoint carries its configuration as one file,
+and every field has a line in the signature, in the documentation and in what is kept.
 """
 
 from __future__ import annotations

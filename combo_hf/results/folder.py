@@ -74,6 +74,7 @@ class Prediction:
     peaks: np.ndarray | None = None
 
 
+# Longer than other functions: every option has a line in the signature and one where it is passed on.
 def predict_to_folder(
     pipe: AudioVisualSegmentationPipeline,
     source: MediaSource,
