@@ -38,6 +38,7 @@ ALLOWED = {
     ("combo_hf/files/npz.py", "np.load"): {"allow_pickle": False},
     ("combo_hf/files/typed_yaml.py", "yaml.load"): None,  # a loader derived from SafeLoader
     ("combo_hf/benchmarking/timing.py", "ctypes.CDLL"): None,  # the C library, by a fixed name
+    ("space/housekeeping.py", "ctypes.CDLL"): None,  # the same
     ("combo_hf/files/ahead.py", "ctypes.c_ulong"): None,  # the number of its own thread, which it ends
     ("combo_hf/files/ahead.py", "ctypes.py_object"): None,
     # module names of the package's own tables
