@@ -102,7 +102,7 @@ def _plain_backbone(config: PretrainedConfig) -> Any:
         return ComboEfficientNetLite(cast(EfficientNetLiteConfig, config))
     try:
         backbone = AutoBackbone.from_config(config)
-        assert len(backbone.channels) > 0  # looked up in the configuration only now
+        backbone.channels  # noqa: B018  # looked up in the configuration only now: an error if it contradicts itself
         return backbone
     except ImportError as error:
         if config.model_type != "timm_backbone":

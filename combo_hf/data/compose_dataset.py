@@ -26,7 +26,8 @@ from PIL import Image
 from combo_hf.data.compose import ComposedClip, ComposeRules, Parts, compose_clip, read_parts
 from combo_hf.data.row_format import SAMPLING_RATE, count_rows, row_features, sound_entry
 from combo_hf.data.shards import check_folder, cut, write_table
-from combo_hf.files.atomic import replacing, write_text
+from combo_hf.files.atomic import remove_leftovers, write_text
+from combo_hf.files.folder_lock import only_run
 from combo_hf.files.pool import run_tasks
 from combo_hf.files.progress import Progress
 
@@ -163,6 +164,7 @@ def compose_dataset(
     Raises:
         ValueError: settings out of range, parts that are missing or damaged, or a folder of others.
         FileNotFoundError: no such folder of parts.
+        FileExistsError: another process writes in the folder.
         ImportError: `datasets` is missing.
     """
     output = Path(output)
@@ -172,15 +174,16 @@ def compose_dataset(
     for split, of in parts.items():
         settings.make(of, split, 0)  # refuses bad values before any file is touched
     row_features()
-    _prepare(output, settings.to_json(parts))
-    shards, lines = _shards(settings, output), {}
-    with Progress("compose", "clip", sum(settings.clips.values()), shown=progress is not False) as bar:
-        for shard, records in run_tasks(_write_shard, shards, num_processes):
-            lines[shard.name] = records
-            bar.advance(len(shard.clips))
-    with replacing(output / "clips.jsonl") as temporary:
-        temporary.write_text("".join(lines[shard.name] for shard in shards), encoding="utf-8")
-    _describe(settings, parts, output)
+    check_folder(output, [SETTINGS_FILE], "composed data set")
+    with only_run(output):
+        _prepare(output, settings.to_json(parts))
+        shards, lines = _shards(settings, output), {}
+        with Progress("compose", "clip", sum(settings.clips.values()), shown=progress is not False) as bar:
+            for shard, records in run_tasks(_write_shard, shards, num_processes):
+                lines[shard.name] = records
+                bar.advance(len(shard.clips))
+        write_text(output / "clips.jsonl", "".join(lines[shard.name] for shard in shards))
+        _describe(settings, parts, output)
     return output
 
 
@@ -222,9 +225,9 @@ def _write_video(clip: ComposedClip, path: Path, height: int) -> None:
 
 
 def _prepare(output: Path, settings: str) -> None:
-    """Make the folders, and remove what an earlier call with other settings left there."""
+    """Make the folders, and remove what an earlier call left there: unfinished, or with other settings."""
     record = output / SETTINGS_FILE
-    check_folder(output, [SETTINGS_FILE], "composed data set")
+    remove_leftovers(output, deep=True)
     if record.exists() and record.read_text(encoding="utf-8") != settings:
         for path in (*output.glob("data/*-of-*.*"), *output.glob("videos/*/composed_*.mp4")):
             path.unlink()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from combo_hf.data.compose_dataset import ComposeSettings, compose_dataset
 from combo_hf.data.compose_scenes import Layer, Path2D, Picture, Scene, read_picture
 from combo_hf.data.compose_sounds import SAMPLING_RATE, Microphone, Source, audible, excerpt, read_recording
 from combo_hf.data.row_format import class_names_of
+from combo_hf.files import atomic
+from combo_hf.files.folder_lock import only_run
 from combo_hf.training import AvsbenchRecipe, run_recipe
 
 
@@ -183,6 +187,33 @@ def test_training_takes_the_classes_from_composed_rows(folder: Path, tmp_path: P
     assert config.label2id == {name: index for index, name in enumerate(NAMES)}
     assert ComboProcessor.from_pretrained(best).image_processor.num_labels == len(NAMES)
     assert "cat, dog" in build_card(config, "me/mine", find_origin(best), [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there only age tells")
+def test_one_call_at_a_time_and_nothing_left_of_a_killed_one(folder: Path, tmp_path: Path) -> None:
+    settings, out = settings_of(folder, clips={"train": 1}), tmp_path / "out"
+    compose_dataset(settings, out, progress=False)
+    before = sorted(path for path in out.rglob("*") if path.is_file())
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+
+    def hold() -> None:
+        with only_run(out):
+            ready.set()
+            done.wait(60)
+
+    other = context.Process(target=hold)
+    other.start()
+    assert ready.wait(60)
+    try:
+        with pytest.raises(FileExistsError, match="in use by another run"):
+            compose_dataset(settings_of(folder, clips={"train": 1}, seed=9), out, progress=False)
+    finally:
+        done.set()
+        other.join()
+    (out / "data" / f".partial-{atomic._place()}-{other.pid}-12ab34cd.parquet").write_bytes(b"half")
+    compose_dataset(settings, out, progress=False)
+    assert sorted(path for path in out.rglob("*") if path.is_file()) == before
 
 
 def test_a_second_call_keeps_whole_shards_and_makes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
