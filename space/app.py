@@ -37,6 +37,7 @@ except ModuleNotFoundError:  # a bare clone
     import combo_hf
 
 import gradio as gr
+import layout
 from housekeeping import (
     Storage,
     give_back_memory,
@@ -44,19 +45,6 @@ from housekeeping import (
     save_pictures,
     temporary_folder,
     zip_folder,
-)
-from layout import (
-    CSS,
-    RATES,
-    SHOW,
-    SUPERPIXELS,
-    TITLE,
-    components,
-    introduction,
-    result_name,
-    show_stage,
-    small_print,
-    summary_text,
 )
 from limits import Limits, plain, proposal_sources, refusal, refuse_addresses
 
@@ -76,7 +64,7 @@ LOG = logging.getLogger("combo_space")
 WORKER = "combo-segment"
 OUTPUTS = 5
 STOPPED = (None, "Stopped. Nothing was kept.", None, None, None)
-EXAMPLE = [str(combo_hf.ASSETS / "demo_real.mp4"), SUPERPIXELS, AUTO, [], 0.0, True]
+EXAMPLE = [str(combo_hf.ASSETS / "demo_real.mp4"), layout.SUPERPIXELS, AUTO, [], 0.0, True]
 
 
 class Stopped(Exception):
@@ -113,7 +101,7 @@ class Segmenter:
         """
         if not video:
             raise refusal("Choose or record a video first.")
-        if proposals != SUPERPIXELS and proposals not in self.proposals:
+        if proposals != layout.SUPERPIXELS and proposals not in self.proposals:
             raise refusal(f"There is no proposal model {proposals!r} here.")
         self._check_options(fps, classes, threshold)
         path = Path(video)
@@ -135,8 +123,8 @@ class Segmenter:
         return path
 
     def _check_options(self, fps: Any, classes: Any, threshold: Any) -> None:
-        if isinstance(fps, bool) or fps not in RATES:
-            raise refusal(f"Frames per second: one of {', '.join(map(str, RATES))}.")
+        if isinstance(fps, bool) or fps not in layout.RATES:
+            raise refusal(f"Frames per second: one of {', '.join(map(str, layout.RATES))}.")
         if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
             raise refusal("Threshold: 0 to 1.")
         unknown = set(classes or ()) - set(self.classes)
@@ -171,9 +159,9 @@ class Segmenter:
     def _generator(self, name: str) -> Any:
         from combo_hf.proposals_combo import get_proposal_generator
 
-        if name == SUPERPIXELS:
+        if name == layout.SUPERPIXELS:
             own = self.pipe.processor.proposal_generator
-            return own if getattr(own, "name", None) == SUPERPIXELS else get_proposal_generator(SUPERPIXELS)
+            return own if getattr(own, "name", None) == name else get_proposal_generator(name)
         if name not in self._generators:
             model = {"name": name, "model": self.proposals[name]}
             try:
@@ -248,7 +236,7 @@ class Segmenter:
                     yield value  # gradio has its own copies after this
                     return
                 if kind == "progress":
-                    show = partial(show_stage, progress, *value)
+                    show = partial(layout.show_stage, progress, *value)
                 yield (gr.skip(),) * OUTPUTS  # lets a visitor who has gone end this
                 show()  # only now: a browser hides the bar at whatever is yielded
         finally:
@@ -284,7 +272,7 @@ class Segmenter:
     ) -> tuple[Any, ...]:
         """The five outputs, with their files in a folder that the caller removes."""
         path = self.check(video, proposals, fps, classes, threshold)
-        options = self._options(fps, classes, threshold, follow, partial(show_stage, progress))
+        options = self._options(fps, classes, threshold, follow, partial(layout.show_stage, progress))
         try:
             with self._turn:
                 return self._segment(self.pipe_with(proposals, lambda: None), path, folder, **options)
@@ -304,7 +292,7 @@ class Segmenter:
 
     @staticmethod
     def _segment(pipe: Any, path: Path, folder: Path, **options: Any) -> tuple[Any, ...]:
-        name = result_name(path)
+        name = layout.result_name(path)
         found = predict_to_folder(
             pipe, path, folder, name, masks=True, summary=True, keep=EVERYTHING_AT, **options)  # fmt: skip
         archive = zip_folder(found.files["masks"], folder / f"{name}_masks.zip")
@@ -313,7 +301,7 @@ class Segmenter:
         pictures = [(timeline, "timeline"), *prediction_gallery(found)]
         saved = save_pictures([picture for picture, _ in pictures], folder / "pictures")
         gallery = [(name, caption) for name, (_, caption) in zip(saved, pictures, strict=True)][1:]
-        return files[0], summary_text(found, path), saved[0], gallery, files
+        return files[0], layout.summary_text(found, path), saved[0], gallery, files
 
     @staticmethod
     def _in_words(error: BaseException, path: Path) -> BaseException:
@@ -344,23 +332,23 @@ def build_demo(
     pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))
     bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.DEFAULT_MODEL
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as demo:
-        gr.Markdown(introduction(limits, bundled), elem_id="about")
-        inputs, run, stop, outputs, examples = components(segment, pipe.model.config.use_maskige)
+    with gr.Blocks(title=layout.TITLE, analytics_enabled=False) as demo:
+        gr.Markdown(layout.introduction(limits, bundled), elem_id="about")
+        inputs, run, stop, outputs, examples = layout.components(segment, pipe.model.config.use_maskige)
         work, example = page_functions(segment)
         with examples:
             if bundled:
                 gr.Examples(
                     [EXAMPLE], inputs, outputs, fn=example, cache_examples=True, cache_mode="lazy",
                     label="Try it", example_labels=["A dog barks, a cow moos, ..."], api_name=False)  # fmt: skip
-        gr.Markdown(small_print(limits))
+        gr.Markdown(layout.small_print(limits))
         result = outputs[0]
         event = run.click(
             work, inputs, outputs, api_name="segment", concurrency_limit=1, concurrency_id="model",
             show_progress_on=[result])  # fmt: skip
         # All outputs: what stands there is of an earlier video, and gradio calls a stopped function an error.
         stop.click(lambda: STOPPED, None, outputs, cancels=[event], api_name=False, show_progress="hidden")
-        result.change(None, None, None, js=SHOW, api_name=False)
+        result.change(None, None, None, js=layout.SHOW, api_name=False)
         if bundled:
             demo.load(segment.welcome, None, outputs, show_progress="hidden", api_name=False)
     demo.combo_prepare = segment.prepare if bundled and example == segment.example else None  # not on ZeroGPU
@@ -370,7 +358,7 @@ def build_demo(
         "ssr_mode": False,
         "state_session_capacity": KEPT_VISITORS,
         "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-        "css": CSS,
+        "css": layout.CSS,
     }
     return demo
 

@@ -272,7 +272,7 @@ def test_freed_memory_goes_back_after_each_request(app, tiny_pipe, tmp_path, mon
 )
 def test_the_bar_is_not_full_before_the_end(app, done, total, shown, words):
     calls = []
-    app.show_stage(lambda share, desc: calls.append((share, desc)), done, total)
+    app.layout.show_stage(lambda share, desc: calls.append((share, desc)), done, total)
     assert calls[0][0] == pytest.approx(shown) and words in calls[0][1]
 
 
@@ -282,11 +282,11 @@ def test_long_videos_have_a_table_and_names_are_plain(app):
         for k, label in enumerate(["dog", "", "cat", "", "dog", "", "cow", "", "dog", "", "cat", "", "dog"])
     ]
     found = SimpleNamespace(result={"frames": frames, "fps": 1}, summary="many", has_audio=True, warnings=[])
-    text = app.summary_text(found, Path("a.mp4"))
+    text = app.layout.summary_text(found, Path("a.mp4"))
     assert text.startswith("**dog, cat, cow: 7 stretches of sound**") and "| cow | 6 s | 7 s |" in text
     found.result["frames"] = frames[:3]
-    assert app.summary_text(found, Path("a.mp4")) == "**many**"
-    assert [app.result_name(Path(name)) for name in ("my <b> ö.mp4", "...", "x" * 99 + ".mp4")] == [
+    assert app.layout.summary_text(found, Path("a.mp4")) == "**many**"
+    assert [app.layout.result_name(Path(name)) for name in ("my <b> ö.mp4", "...", "x" * 99 + ".mp4")] == [
         "my _b_ ö",
         "video",
         "x" * 60,
@@ -373,7 +373,7 @@ def test_who_leaves_a_slow_proposal_model_is_noticed_at_the_next_frame(app, tiny
         go_on.wait(30)
         return [np.ones((1, picture.height, picture.width), bool) for picture in pictures]
 
-    slow.name = app.SUPERPIXELS
+    slow.name = app.layout.SUPERPIXELS
     monkeypatch.setattr(tiny_pipe.processor, "_generator", slow)
     run = app.Segmenter(tiny_pipe, {}, app.Limits()).run(str(film), "superpixels", 1, [], progress=silent)
     while not frames:
@@ -422,7 +422,7 @@ def test_nothing_of_this_machine_is_told(app, tiny_pipe, tmp_path, monkeypatch, 
     def broken(frames):
         raise error("/secret/place/weights.bin is broken")
 
-    broken.name = app.SUPERPIXELS
+    broken.name = app.layout.SUPERPIXELS
     segmenter = app.Segmenter(tiny_pipe, {"sam": "/secret/place"}, app.Limits())
     with pytest.raises(app.gr.Error, match="'sam' cannot be used here") as caught:
         results(segmenter, film, "sam")
