@@ -26,6 +26,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 # Gradio would put a table of all earlier requests together after every one (pandas, for a page nobody opens).
 os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
 os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "100")
+os.environ.setdefault("GRADIO_RUN_HISTORY", "False")
 
 from zero_gpu import page_functions
 
@@ -46,7 +47,8 @@ from housekeeping import (
     temporary_folder,
     zip_folder,
 )
-from limits import Limits, plain, proposal_sources, refusal, refuse_addresses
+from limits import Gate, Limits, plain, proposal_sources, refusal, refuse_addresses
+from starlette.middleware import Middleware
 
 from combo_hf.cli import run_script
 from combo_hf.media_combo import MediaError, probe_media
@@ -328,7 +330,7 @@ def build_demo(
     limits = Limits.from_environment() if limits is None else limits
     refuse_addresses()
     keep_one_component_each()
-    Storage(limits.keep)  # before any component is made; it lives as long as the process
+    storage = Storage(limits.keep)  # before any component is made; it lives as long as the process
     pipe = combo_hf.load_pipeline(os.environ.get("COMBO_MODEL")) if pipe is None else pipe
     segment = Segmenter(pipe, proposals, limits, os.environ.get("COMBO_PROPOSAL_CACHE"))
     bundled = Path(str(pipe.model.config.name_or_path)) == combo_hf.DEFAULT_MODEL
@@ -355,6 +357,7 @@ def build_demo(
     demo.queue(max_size=limits.queue)
     demo.combo_launch = {
         "max_file_size": f"{limits.megabytes}mb",
+        "app_kwargs": {"middleware": [Middleware(Gate, limits.megabytes, storage.folder)]},
         "ssr_mode": False,
         "state_session_capacity": KEPT_VISITORS,
         "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),

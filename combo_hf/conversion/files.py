@@ -36,6 +36,10 @@ DTYPES = (
 )
 SPARE_BYTES = 1 << 20  # that a small pickle may ask for beyond twice its own size
 SPARE_OBJECTS = 100_000  # that a small file may ask for beyond one in 16 bytes; some have 250 bytes each
+MAX_TUPLES = 50_000  # some have four for each tensor; Python crashes over a key of tuples nested a few 100,000 deep
+LONG = ("LONG", "LONG1", "LONG4", "INT")
+LARGEST = 1 << 63  # larger whole numbers are of use only as keys that all fall into one place of a dict
+TORCH_MARK = 0x1950A86A20F9469CFC6C  # but this, with which an old PyTorch file begins
 LEGACY_PICKLES = 5  # in a PyTorch file that is no zip archive: mark, version, system, content, names of the storages
 CODES = {code.code: code for code in pickletools.opcodes}
 TEXTS = ("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
@@ -158,10 +162,10 @@ def _tensors(content: Any, name: str) -> dict[str, torch.Tensor]:
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.dtype.itemsize <= 8:
             value = torch.from_numpy(np.array(value, value.dtype.newbyteorder("="), order="C"))  # a scalar stays one
         if not isinstance(key, str) or not torch.is_tensor(value):
-            shown = repr(key)[:80]
+            shown = ascii(key[:80]) if isinstance(key, str) else f"the entry of a {type(key).__name__}"  # of any depth
             raise ValueError(f"{name} is not a state dict: {shown} is a {type(value).__name__}, wanted a tensor.")
         if not _is_plain(value):
-            raise ValueError(f"{name}: {key[:80]!r} is a tensor of an unusual kind; wanted plain numbers in memory.")
+            raise ValueError(f"{name}: {key[:80]!a} is a tensor of an unusual kind; wanted plain numbers in memory.")
         tensors[key] = value.resolve_neg()
     return tensors
 
@@ -241,8 +245,8 @@ class NumpyNames:
             "numpy.core.numeric._frombuffer": self._frombuffer,
             "collections.OrderedDict": self._ordered_dict,
             "_codecs.encode": self._encode,
-            "__builtin__.bytes": bytes,
-            "builtins.bytes": bytes,
+            "__builtin__.bytes": _no_bytes,
+            "builtins.bytes": _no_bytes,
         }
 
     def _reconstruct(self, kind: Any, shape: Any, code: Any) -> PickledArray:
@@ -272,6 +276,11 @@ class NumpyNames:
             raise pickle.UnpicklingError(f"refused the encoding {encoding!r}")
         self.take(text)
         return text.encode(ENCODING)
+
+
+def _no_bytes() -> bytes:
+    """As Python writes empty ones for Python 2; with arguments it would be a way to any memory, and to slow codecs."""
+    return b""
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -305,12 +314,13 @@ def check_pickle(file: IO[bytes], size: int) -> None:
 
     Raises:
         pickle.UnpicklingError: a place in the memo far beyond the number of its entries; long text, bytes or
-            containers that are used again and again: each use may make a copy; containers and calls without end.
+            containers that are used again and again: each use may make a copy; containers and calls without end;
+            whole numbers beyond 8 bytes.
         ValueError: cut short, or no pickle.
     """
     start, before = file.tell(), ""
     lengths: dict[int, int] = {}  # of text and bytes in the memo, by place; of containers -1
-    length = held = taken = made = 0
+    length = held = taken = made = tuples = 0
     reused = False  # whether a container of the memo may be an argument of the next call
     for count, (name, argument) in enumerate(_opcodes(file)):
         if "PUT" in name or name == "MEMOIZE":
@@ -329,8 +339,10 @@ def check_pickle(file: IO[bytes], size: int) -> None:
             reused = False
         if taken > SPARE_BYTES and taken > SPARE_BYTES + 2 * (file.tell() - start):
             raise pickle.UnpicklingError("the same text, bytes or container again and again")
-        made += name in MAKERS
-        if made > SPARE_OBJECTS + size // 16:
+        elif name in LONG and not -LARGEST <= int(argument) < LARGEST and argument != TORCH_MARK:
+            raise pickle.UnpicklingError("a whole number of more than 8 bytes")
+        made, tuples = made + (name in MAKERS), tuples + name.startswith("TUPLE")
+        if made > SPARE_OBJECTS + size // 16 or tuples > MAX_TUPLES:
             raise pickle.UnpicklingError("more containers and calls than a file of this size has")
         before = name
 

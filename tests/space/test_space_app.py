@@ -580,6 +580,47 @@ def test_no_input_is_fetched(serve, tiny_folder):
     assert len(functions) >= 3 and asked == []
 
 
+FORM = {"files": {"video": ("a.mp4", b"#EXTM3U", "video/mp4")}}
+CLOSED = {  # what gradio would do with it -> the request, and how it is answered
+    "starts ffmpeg": ("POST", "/gradio_api/process_recording", FORM, 404),
+    "keeps what is cut off elsewhere": ("POST", "/gradio_api/component_server", FORM, 404),
+    "fetches": ("GET", "/gradio_api/file=https://host.example/a.mp4", {}, 404),
+    "fetches at a proxy": ("GET", "/gradio_api/proxy=https://a.hf.space/x", {}, 404),
+    "asks the Hub": ("GET", "/gradio_api/run-history/buckets", {"headers": {"authorization": "Bearer hf_x"}}, 404),
+    "tells of itself": ("GET", "/monitoring", {}, 404),
+    "takes it into memory": ("POST", "/gradio_api/queue/join", {"content": b"[" * 1_500_000}, 413),
+    "takes it into memory by and by": ("POST", "/gradio_api/queue/join", {"content": [b"[" * 600_000] * 4}, None),
+    "takes many videos at once": ("POST", "/gradio_api/upload", {"files": [("files", bytes(1_500_000))] * 3}, 413),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_requests_that_the_page_does_not_need(serve, tiny_folder, name):
+    httpx = pytest.importorskip("httpx")
+    address = serve(COMBO_MODEL=tiny_folder, COMBO_MAX_SECONDS="2", COMBO_MAX_MEGABYTES="2")
+    method, place, request, status = CLOSED[name]
+    answer = httpx.request(method, address + place, **request)
+    assert answer.status_code == status if status else answer.is_error
+    small = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.mp4", b"x")})
+    assert small.is_success and httpx.get(f"{address}/gradio_api/file={small.json()[0]}").content == b"x"
+
+
+def test_no_upload_is_taken_where_the_disk_is_full(app, tmp_path, monkeypatch):
+    limits = sys.modules["limits"]
+    monkeypatch.setattr(limits.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10**9 - 1))
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"x"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/gradio_api/upload", "headers": [(b"content-length", b"1")]}
+    asyncio.run(limits.Gate(None, 1, tmp_path)(scope, receive, send))
+    assert sent[0]["status"] == 503 and b"no room" in sent[1]["body"]
+
+
 def files_below(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file() and "examples" not in path.parts)
 

@@ -178,6 +178,36 @@ def test_a_megabyte_of_empty_containers(tmp_path: Path, name: str) -> None:
             read_state_dict(tmp_path / file)
 
 
+DEEP, DEEPER = (b"}N" + b"\x85" * depth + b"K\x01s" for depth in (40_000, 60_000))
+NUMBERS = (
+    b"}(" + b"".join(b"\x8a\x0b" + (number * (2**61 - 1)).to_bytes(11, "little") + b"N" for number in range(9)) + b"u"
+)
+STRANGE = {
+    "deep key": (DEEP, "the entry of a tuple is a int, wanted a tensor"),
+    "deeper key": (DEEPER, "more containers and calls"),
+    "keys of one place": (NUMBERS, "a whole number of more than 8 bytes"),
+    "long key": (b"}\x8b\x00\x10\x00\x00" + b"\x7f" * 4096 + b"Ns", "a whole number of more than 8 bytes"),
+    "terminal": (b"}X\x04\x00\x00\x00\x1b[2JNs", r"'\\x1b\[2J' is a NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_that_no_state_dict_has(tmp_path: Path, name: str) -> None:
+    """Deep ones end Python or `repr`, others cost the square of their number, some command a terminal."""
+    content, message = STRANGE[name]
+    (tmp_path / "a.pkl").write_bytes(b"\x80\x02" + content + b".")
+    with pytest.raises(ValueError, match=message) as caught:
+        read_state_dict(tmp_path / "a.pkl")
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("arguments", [(10**9,), ("x" * 9, "punycode"), ([0] * 9,)])
+def test_bytes_are_not_made_of_arguments(arguments: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError):
+        load_arrays(pickle.dumps([Made(bytes, arguments)], 2))
+    assert load_arrays(pickle.dumps([b""], 2)) == [b""]
+
+
 def test_many_small_tensors_are_read(tmp_path: Path) -> None:
     """As many as no network has, of one number each: the most containers and calls for their bytes."""
     tensors = {f"{number}": torch.tensor([float(number)]) for number in range(5000)}
