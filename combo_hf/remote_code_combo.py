@@ -190,6 +190,11 @@ def check_label_count(values: Mapping[str, Any]) -> None:
         raise ValueError(f"num_labels is {count!r}; wanted a whole number up to {MAX_LABELS}.")
 
 
+def is_label(name: object) -> bool:
+    """Whether this can be the name of a class: `LONGEST_LABEL` visible letters at most."""
+    return isinstance(name, str) and len(name) <= LONGEST_LABEL and not INVISIBLE.search(name)
+
+
 def check_label_names(labels: Mapping[int, Any]) -> None:
     """Raise `ValueError` unless the labels are numbered from 0 and can be shown: printed, painted, put into a card.
 
@@ -198,6 +203,6 @@ def check_label_names(labels: Mapping[int, Any]) -> None:
     if sorted(labels) != list(range(len(labels))) or len(labels) > MAX_LABELS:
         raise ValueError(f"id2label: wanted the numbers 0, 1, 2, ..., got {str(sorted(labels))[:200]}.")
     for index, name in labels.items():
-        if not isinstance(name, str) or len(name) > LONGEST_LABEL or INVISIBLE.search(name):
+        if not is_label(name):
             shown = ascii(name)[:80]
             raise ValueError(f"id2label: wanted {LONGEST_LABEL} visible letters at most, class {index} is {shown}.")

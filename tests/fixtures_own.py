@@ -120,6 +120,31 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str, bool]] = {
         "301 classes",
         True,
     ),
+    "a million classes": (
+        edit("classes.txt", "background\n" + "\n".join(map(str, range(100_000)))),
+        "classes-many",
+        "100001 classes",
+        True,
+    ),
+    "classes without end": (edit("classes.txt", "x" * (1 << 21)), "classes-unreadable", "at most 1048576", True),
+    "class that commands a terminal": (
+        edit("classes.txt", "background\ncat\x1b[2J\ndog\n"),
+        "classes-name",
+        r"'cat\x1b[2J'",
+        True,
+    ),
+    "category that turns": (
+        lambda f: coco(f, category={"name": "c\u202eat"}),
+        "category-name",
+        r"'c\u202eat'; wanted 200 visible letters",
+        True,
+    ),
+    "image of 200 million pixels": (
+        lambda f: coco(f, image={"width": 16384, "height": 12000}),
+        "image-size",
+        "at most 50000000 of them",
+        True,
+    ),
     "no picture ending": (lambda f: (f / "videos" / "x.txt").touch(), "video-ending", "x.txt: is not read", False),
     "video with a comma": (lambda f: (f / "videos" / "a,b.mp4").touch(), "video-name", "commas", True),
     "two videos of a name": (

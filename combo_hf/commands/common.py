@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from combo_hf.files.progress import silence
+from combo_hf.files.wording import visible
 
 
 PROGRAM = "combo-hf"
@@ -158,12 +159,12 @@ def named(source: Any, loading: bool = False) -> Iterator[None]:
 def reason(error: Exception) -> str:
     """One line, without the machinery of the exception."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{Path(str(error.filename)).name}: {error.strerror}" if error.filename else error.strerror
+        return visible(f"{Path(str(error.filename)).name}: {error.strerror}" if error.filename else error.strerror)
     text = str(error).strip() or type(error).__name__
     if text.startswith("Caught ") and "DataLoader worker process" in text:  # the error itself follows its traceback
         found = re.findall(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", text, re.MULTILINE)
         text = found[-1] if found else text
-    return " ".join(text.split("\n")[0].split())[:LONGEST_REASON]
+    return visible(" ".join(text.split("\n")[0].split()))[:LONGEST_REASON]
 
 
 def load_transformers() -> None:

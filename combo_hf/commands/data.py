@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.commands.common import PROGRAM, add_command, add_group, positive
+from combo_hf.files.wording import visible
 
 
 SPLITS = ("train", "val", "test")
@@ -57,7 +58,7 @@ def build(arguments: argparse.Namespace) -> None:
     counts = ", ".join(f"{split} {rows}" for split, rows in report.rows.items())
     print(f"{report.subset}: {counts} rows in {report.folder} ({report.written} files written, {report.kept} kept)")
     for name, why in report.skipped:
-        print(f"left out {name}: {why}")
+        print(visible(f"left out {name}: {why}"))
     if arguments.push_to_hub:
         print(push_dataset(report.folder, arguments.push_to_hub, private=arguments.private))
 
@@ -78,7 +79,7 @@ def _build_own(arguments: argparse.Namespace) -> None:
     counts = ", ".join(f"{split} {rows}" for split, rows in report.rows.items())
     print(f"own: {counts} rows in {report.folder} ({report.written} files written, {report.kept} kept)")
     for name, why in report.skipped:
-        print(f"left out {name}: {why}")
+        print(visible(f"left out {name}: {why}"))
 
 
 def check(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from combo_hf import resolve_model
 from combo_hf.commands.common import PROGRAM, InputError, add_command, missing, named, positive
 from combo_hf.files.progress import stage
+from combo_hf.files.wording import visible
 
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _quiet_hub() -> None:
 def _print_files(publication: Publication) -> None:
     width = max(len(file.name) for file in publication.files)
     for file in publication.files:
-        print(f"  {file.name:{width}}  {file.size:>14,} bytes  {file.why}")
+        print(visible(f"  {file.name:{width}}  {file.size:>14,} bytes  {file.why}"))
     print(f"  {len(publication.files)} files, {publication.size:,} bytes")
 
 

@@ -22,6 +22,7 @@ from combo_hf.commands.common import (
     proposals,
 )
 from combo_hf.files.progress import Progress, stage
+from combo_hf.files.wording import visible
 
 
 CONVERTERS = {
@@ -45,7 +46,7 @@ def maskige(arguments: argparse.Namespace) -> int:
             num_processes=arguments.num_processes, progress=progress)  # fmt: skip
     print(f"{report.written} made, {report.kept} kept, {len(report.failed)} failed; in {report.folder}")
     for name, reason in report.failed:
-        print(f"{PROGRAM}: error: {name}: {' '.join(reason.split())}", file=sys.stderr)
+        print(visible(f"{PROGRAM}: error: {name}: {' '.join(reason.split())}"), file=sys.stderr)
     return 2 if report.failed else 0
 
 

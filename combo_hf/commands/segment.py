@@ -26,6 +26,7 @@ from combo_hf.commands.common import (
 )
 from combo_hf.files.environment import package_versions
 from combo_hf.files.progress import Progress
+from combo_hf.files.wording import visible
 from combo_hf.results.records import TIMELINES
 
 
@@ -102,9 +103,9 @@ def predict(arguments: argparse.Namespace) -> int:
             print(f"{PROGRAM}: error: {reason(error)}", file=sys.stderr)
             failed = True
             continue
-        print(f"{shown}: {prediction.summary}{'' if prediction.has_audio else ' (no sound track)'}")
+        print(visible(f"{shown}: {prediction.summary}{'' if prediction.has_audio else ' (no sound track)'}"))
         for note in prediction.warnings:
-            print(f"  note     {note}")
+            print(visible(f"  note     {note}"))
         _print_files(prediction)
     if arguments.model is None:
         print(BUNDLED_NOTE)
@@ -278,4 +279,4 @@ def _unique_names(sources: Sequence[str | bytes]) -> Iterator[tuple[str | bytes,
 
 def _print_files(prediction: Any) -> None:
     for kind, path in prediction.files.items():
-        print(f"  {kind:8} {path}")
+        print(visible(f"  {kind:8} {path}"))

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from combo_hf.files.wording import visible
+
 
 SHOWN_EXAMPLES = 2
 
@@ -45,7 +47,7 @@ def format_findings(findings: Sequence[Finding], show_all: bool = False) -> str:
         shown = group if show_all else group[:SHOWN_EXAMPLES]
         for number, finding in enumerate(shown):
             head = ("ERROR" if serious else "note", subset, code, str(len(group))) if number == 0 else ("", "", "", "")
-            rows.append((*head, f"{finding.where}: {finding.message}"))
+            rows.append((*head, visible(f"{finding.where}: {finding.message}")))
         if len(group) > len(shown):
             rows.append(("", "", "", "", f"... and {len(group) - len(shown)} more"))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from combo_hf.data.own_masks import MAX_SIDE, Annotation, CocoMask, decode_segmentation
+from combo_hf.files.pictures import MAX_PIXELS
+from combo_hf.remote_code_combo import LONGEST_LABEL, is_label
 
 
 if TYPE_CHECKING:
@@ -64,11 +67,12 @@ class CocoReader:
         """COCO's number of a category -> ours; names of classes if classes.txt gives none."""
         names = {_key(entry, "id"): str(entry.get("name") or "").strip() for entry in categories}
         for number, name in names.items():
-            if not name or "," in name:
-                self.add("category-name", f"category {number!r} has the name {name!r}; wanted one without commas")
+            if not name or "," in name or not is_label(name):
+                shown = f"category {number!r} has the name {name[:40]!r}"
+                self.add("category-name", f"{shown}; wanted {LONGEST_LABEL} visible letters at most, no commas")
         found = [name for _, name in sorted(names.items(), key=lambda item: str(item[0]).zfill(12)) if name]
         if len(set(found)) < len(found):
-            twice = next(name for name in found if found.count(name) > 1)
+            twice = next(name for name, count in Counter(found).items() if count > 1)
             self.add("category-twice", f"has two categories {twice!r}")
         if not (self.folder.root / "classes.txt").is_file():
             own = ("background", *self.folder.classes[1:], *(name for name in found if name.lower() != "background"))
@@ -104,7 +108,8 @@ class CocoReader:
     def _image(self, image: dict[str, Any], objects: tuple[tuple[int, Any, bool], ...]) -> None:
         name, size = str(image.get("file_name") or ""), _size(image)
         if size is None:
-            self.add("image-size", f"image {name!r} has no width and height of 1 to {MAX_SIDE} pixels")
+            text = f"has no width and height of 1 to {MAX_SIDE} pixels, and at most {MAX_PIXELS} of them in all"
+            self.add("image-size", f"image {name!r} {text}")
             return
         place = self._place(name)
         if place is None:
@@ -167,4 +172,5 @@ def _size(image: Mapping[str, Any]) -> tuple[int, int] | None:
     height, width = image.get("height"), image.get("width")
     if not isinstance(height, int) or not isinstance(width, int) or height is True or width is True:
         return None
-    return (height, width) if 1 <= min(height, width) and max(height, width) <= MAX_SIDE else None
+    fits = 1 <= min(height, width) and max(height, width) <= MAX_SIDE and height * width <= MAX_PIXELS
+    return (height, width) if fits else None

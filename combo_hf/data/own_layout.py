@@ -19,6 +19,7 @@ import hashlib
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,13 @@ from combo_hf.data.findings import Finding
 from combo_hf.data.own_coco import CocoReader
 from combo_hf.data.own_masks import Annotation, IndexMask, OwnVideo
 from combo_hf.data.subsets import OWN, SPLITS
+from combo_hf.files.pictures import read_bytes
+from combo_hf.remote_code_combo import LONGEST_LABEL, is_label
 
 
 VIDEO_ENDINGS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".3gp")
 MAX_CLASSES = 254
+MAX_CLASSES_BYTES = 1 << 20  # of their names
 MAX_TIME = 1e7  # s
 MAX_JSON = 1 << 30
 NOT_OURS = ("package.json", "compose.json", "synthetic.json")
@@ -91,29 +95,20 @@ class OwnFolder:
         if not path.is_file():
             return
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except (UnicodeDecodeError, OSError) as error:
+            lines = [line.strip() for line in read_bytes(path, MAX_CLASSES_BYTES).decode("utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
             self.add("classes-unreadable", path, f"cannot be read as UTF-8 ({type(error).__name__})")
+            return
+        except ValueError as error:
+            self.add("classes-unreadable", path, str(error))
             return
         while lines and not lines[-1]:
             lines.pop()
-        twice = sorted({line for line in lines if line and lines.count(line) > 1})
-        if not lines or lines[0].lower() != "background":
-            self.add(
-                "classes-first", path, f"begins with {lines[0]!r}" if lines else "is empty: wanted background first"
-            )
-        elif len(lines) < 2:
-            self.add("classes-few", path, "names no class but the background")
-        elif "" in lines:
-            self.add("classes-blank", path, f"line {lines.index('') + 1} is blank; the number of a line is the class")
-        elif twice:
-            self.add("classes-twice", path, f"names {twice[0]!r} twice")
-        elif any("," in line for line in lines):
-            self.add("classes-comma", path, "has a name with a comma, which separates names in rows")
-        elif len(lines) > MAX_CLASSES:
-            self.add("classes-many", path, f"names {len(lines)} classes; masks of 8 bits tell {MAX_CLASSES}")
-        else:
+        wrong = _wrong_classes(lines)
+        if wrong is None:
             self.classes = ["background", *lines[1:]]
+        else:
+            self.add(wrong[0], path, wrong[1])
 
     def _read_masks(self) -> None:
         tables = [p for p in sorted(self.root.glob("*.json")) if p.name not in NOT_OURS and not p.name.startswith(".")]
@@ -286,3 +281,23 @@ class OwnFolder:
 def is_own_folder(root: str | Path) -> bool:
     """Whether a folder looks like own data rather than AVSBench."""
     return (Path(root) / "videos").is_dir()
+
+
+def _wrong_classes(lines: list[str]) -> tuple[str, str] | None:
+    """Kind and text of what is wrong with the lines of classes.txt, if anything is."""
+    if not lines or lines[0].lower() != "background":
+        return "classes-first", f"begins with {lines[0][:40]!r}" if lines else "is empty: wanted background first"
+    if len(lines) < 2:
+        return "classes-few", "names no class but the background"
+    if "" in lines:
+        return "classes-blank", f"line {lines.index('') + 1} is blank; the number of a line is the class"
+    if len(lines) > MAX_CLASSES:
+        return "classes-many", f"names {len(lines)} classes; masks of 8 bits tell {MAX_CLASSES}"
+    for line, count in Counter(lines).items():
+        if count > 1:
+            return "classes-twice", f"names {line[:40]!r} twice"
+        if "," in line:
+            return "classes-comma", "has a name with a comma, which separates names in rows"
+        if not is_label(line):
+            return "classes-name", f"has the name {line[:40]!r}; wanted {LONGEST_LABEL} visible letters at most"
+    return None

@@ -111,23 +111,26 @@ def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
 
 
 def _paint(source: CocoMask) -> np.ndarray:
+    """One mask at a time: any number of them may be described in a few bytes each."""
     ids = np.zeros(source.size, np.uint8)
-    masks = [(decode_segmentation(segmentation, source.size), k, crowd) for k, segmentation, crowd in source.objects]
-    for mask, index, crowd in sorted(masks, key=lambda entry: -int(entry[0].sum())):  # the smallest comes last
-        ids[mask] = IGNORE_INDEX if crowd else index
+    areas = [int(decode_segmentation(segmentation, source.size).sum()) for _, segmentation, _ in source.objects]
+    for number in sorted(range(len(areas)), key=lambda number: -areas[number]):  # the smallest comes last
+        index, segmentation, crowd = source.objects[number]
+        ids[decode_segmentation(segmentation, source.size)] = IGNORE_INDEX if crowd else index
     return ids
 
 
 def _filled(corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels whose centres lie inside a polygon, corners (N, 2) as x, y: bool (H, W)."""
-    crossings = np.zeros((size[0], size[1] + 1), np.int64)  # edges that a row meets left of a pixel's centre
+    # Edges that a row meets left of a pixel's centre; only odd or even counts, so that eight bits are enough.
+    crossings = np.zeros((size[0], size[1] + 1), np.uint8)
     for (x, y), (next_x, next_y) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
         low, high = sorted((y, next_y))
         rows = np.arange(max(0, math.ceil(low - 0.5)), min(size[0], math.ceil(high - 0.5)))
         if len(rows):
             columns = x + (rows + 0.5 - y) * (next_x - x) / (next_y - y)
             np.add.at(crossings, (rows, np.clip(np.ceil(columns - 0.5), 0, size[1]).astype(int)), 1)
-    return np.cumsum(crossings, axis=1)[:, : size[1]] % 2 == 1
+    return np.cumsum(crossings, axis=1, dtype=np.uint8)[:, : size[1]] % 2 == 1
 
 
 def _is_polygon(polygon: Any) -> bool:

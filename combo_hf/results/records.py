@@ -88,7 +88,7 @@ def write_timeline(path: Path, kind: str, stretches: Sequence[Stretch]) -> None:
         with open(path, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["label", "start", "end"])
-            table.writerows([label, f"{start:.3f}", f"{end:.3f}"] for label, start, end in stretches)
+            table.writerows([_cell(label), f"{start:.3f}", f"{end:.3f}"] for label, start, end in stretches)
         return
     if kind == "audacity":
         lines = [f"{start:.6f}\t{end:.6f}\t{_line(label)}\n" for label, start, end in stretches]
@@ -105,6 +105,11 @@ def write_timeline(path: Path, kind: str, stretches: Sequence[Stretch]) -> None:
     else:
         raise ValueError(f"a timeline is one of {', '.join(TIMELINES)}, got {kind!r}.")
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def _cell(label: str) -> str:
+    """For a table: spreadsheets would compute what begins like a formula, and an apostrophe says that it is text."""
+    return f"'{label}" if label.startswith(("=", "+", "-", "@", "\t", "\r")) else label
 
 
 def _line(label: str) -> str:

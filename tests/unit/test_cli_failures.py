@@ -44,6 +44,8 @@ def raising(error: BaseException) -> Any:
         (OSError(errno.ENOSPC, "No space left on device", "/secret/out.mp4"), 2, "out.mp4: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "/secret/place"), 2, "place: Permission denied"),
         (OSError(errno.EROFS, "Read-only file system"), 2, "Read-only file system"),
+        (ValueError("a\x1b[2Jb\u202e.mp4 is damaged"), 2, r"a\x1b[2Jb\u202e.mp4 is damaged"),
+        (OSError(errno.EACCES, "Permission denied", "/x/a\n\x07.mp4"), 2, r"a\n\x07.mp4: Permission denied"),
         (MemoryError(), 2, "not enough memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), 2, "not enough memory"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to ..."), 2, "not enough memory"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from combo_hf.data.loading import load_avsbench
 from combo_hf.data.own import build_own
 from combo_hf.data.own_check import check_own
 from combo_hf.data.own_layout import OwnFolder
-from combo_hf.data.own_masks import decode_segmentation
+from combo_hf.data.own_masks import CocoMask, decode_segmentation, read_mask
 from combo_hf.data.own_rows import OwnSettings, rows_of_video
 from combo_hf.data.row_format import class_names_of
 from combo_hf.data.rows import decode_row
@@ -257,6 +259,27 @@ def test_strange_values_are_faults_or_nothing(folder: Path, layout: str) -> None
             path.write_text(lines)
             OwnFolder(folder)
         inside[key] = kept
+
+
+def test_a_thousand_masks_are_painted_one_by_one() -> None:
+    """A few bytes describe each; the smaller one is on top."""
+    edge = [[0, 0, side, 0, side, side, 0, side] for side in (200, 100)]
+    whole = {"size": [1500, 2000], "counts": [0, 1500 * 2000]}
+    objects = [(1, [edge[0]], False), (2, [edge[1]], True), *[(3, whole, False)] * 60]
+    tracemalloc.start()
+    ids = read_mask(CocoMask((1500, 2000), tuple(objects)), 4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60_000_000  # 60 of them take 180 MB
+    assert ids is not None and [int(ids[place]) for place in ((50, 50), (150, 150), (500, 500))] == [255, 1, 3]
+
+
+def test_what_is_told_of_a_folder_commands_no_terminal(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "videos" / "x\x1b[2J\n.txt").touch()
+    (folder / "masks" / "\u202ex").mkdir()
+    assert main(["data", "check", str(folder)]) == 1
+    told = "".join(capsys.readouterr())
+    assert r"x\x1b[2J\n.txt" in told and r"\u202ex" in told and not re.search("[\x00-\x09\x0b-\x1f\u202e]", told)
 
 
 def test_broken_videos_are_left_out_on_request(folder: Path, tmp_path: Path) -> None:

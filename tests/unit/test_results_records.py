@@ -94,6 +94,13 @@ def test_timelines(tmp_path: Path, kind: str) -> None:
     assert blocks[-1].endswith("dog <b>" if kind == "srt" else "dog &lt;b>")
 
 
+@pytest.mark.parametrize("label", ["=1+1", "+1", "-1", "@SUM(1)", "=cmd|' /C calc'!A0"])
+def test_no_class_is_a_formula_of_a_spreadsheet(tmp_path: Path, label: str) -> None:
+    write_timeline(tmp_path / "a.csv", "csv", [(label, 0.0, 2.0)])
+    (row,) = csv.DictReader((tmp_path / "a.csv").read_text().splitlines())
+    assert row["label"] == f"'{label}"
+
+
 @pytest.mark.parametrize("kind", ["srt", "vtt"])
 def test_subtitles_are_read_by_ffmpeg(tmp_path: Path, kind: str) -> None:
     write_timeline(tmp_path / f"a.{kind}", kind, STRETCHES)
