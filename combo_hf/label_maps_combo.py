@@ -277,9 +277,9 @@ def _by_cells(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Ten
     cells = cell_rows, cell_columns
     if 2 * len(cell_rows) > MOST_WORK * scores.numel():  # at least two classes in each
         return None
-    labels = leader.index_select(0, rows).index_select(1, columns).long()
+    labels = _spread(leader, rows, columns).long()
     best = enlarge(top[None], size)[0]
-    pixels = between.index_select(0, rows).index_select(1, columns).flatten().nonzero()[:, 0]
+    pixels = _spread(between, rows, columns).flatten().nonzero()[:, 0]
     if not len(pixels):
         return labels, best
     candidates = _candidates(scores, leader, cells)
@@ -295,6 +295,11 @@ def _by_cells(scores: torch.Tensor, size: Size) -> tuple[torch.Tensor, torch.Ten
         found = _duel(number[part], down[y[part]], across[x[part]], counts, classes, corners)
         labels.view(-1)[at], best.view(-1)[at] = found
     return labels, best
+
+
+def _spread(values: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """values[rows][:, columns] of (h, w); whole rows both times, which are copied ten times faster than columns."""
+    return values.T.contiguous().index_select(0, columns).T.contiguous().index_select(0, rows)
 
 
 def _leaders(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

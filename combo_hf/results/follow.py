@@ -122,7 +122,9 @@ class _Key:
     @cached_property
     def classes(self) -> frozenset[int]:
         """The classes in it, without the background."""
-        return frozenset(np.flatnonzero(np.bincount(self.labels.ravel())).tolist()) - {0}
+        flat = self.labels.ravel()
+        begins = np.flatnonzero(flat[1:] != flat[:-1]) + 1  # of runs of one class; far fewer than pixels
+        return frozenset({int(flat[0]), *flat[begins].tolist()}) - {0}
 
 
 @dataclass
@@ -193,7 +195,7 @@ def _between(stretch: Sequence[SmallPicture], earlier: _Tracker | None, later: _
             yield later.label_map
         else:
             sources = [source for source in (from_earlier, from_later) if source is not None]
-            yield _paint(picture, keys, sources, classes).astype(keys[0].label_map.dtype)
+            yield _paint(picture, keys, sources, classes).astype(keys[0].label_map.dtype, copy=False)
 
 
 def _heard(time: float, keys: Sequence[_Key]) -> frozenset[int]:

@@ -6,7 +6,7 @@ right or at the bottom.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Protocol
 
@@ -17,6 +17,12 @@ from av.video.plane import VideoPlane
 
 from combo_hf.media_combo_tracks import PictureTrack
 from combo_hf.results.lettering import write_labels
+
+
+try:
+    import cv2
+except ImportError:  # numpy does the same
+    cv2 = None
 
 
 CONTOUR_ALPHA = 0.35  # added to alpha on the contour of a segment
@@ -48,13 +54,10 @@ class MapSink(Protocol):
 class Painter:
     """Mixes label maps into the pictures of a video.
 
-    A map belongs to slot floor(its time * fps), and is due until another one is. What a map does
-    to the planes is worked out once per map, as (Y, Cb, Cr) * keep + add, / 256.
+    What a map does to the planes is worked out once per map, as (Y, Cb, Cr) * keep + add, / 256.
 
     Args:
-        label_maps: in order of time, `(timestamp in s, (H, W) integer map)`; read when a picture needs them.
         colors: uint8 RGB `(K, 3)`.
-        fps: maps per second.
         alpha: share of the colour, 0 to 1.
         track: where the pictures come from.
         labels: name of each class, written on its object and in a legend; none: no writing.
@@ -62,15 +65,12 @@ class Painter:
 
     def __init__(
         self,
-        label_maps: Iterable[tuple[float, np.ndarray]],
         colors: np.ndarray,
-        fps: float,
         alpha: float,
         track: PictureTrack,
         labels: Mapping[int, str] | None = None,
     ) -> None:
-        self._maps = iter(label_maps)
-        self._fps, self._alpha, self._track = fps, alpha, track
+        self._track = track
         self._colors = colors
         self._labels = {} if labels is None else labels
         self._yuv = to_yuv(colors, track.colour.matrix, track.colour.full)  # (K, 3)
@@ -81,10 +81,7 @@ class Painter:
         self._keep = 256 - share
         self._add = (share * self._yuv.repeat(2, axis=0).T + 128 * (share > 0)).astype(np.uint16)
         self._weights: list[list[Patch]] = [[], [], []]  # for each of the planes Y, Cb, Cr
-        self._slot = -1
         self._map: np.ndarray | None = None
-        self._next: tuple[int, np.ndarray] | None = None
-        self._ended = False
         self._room = np.empty(0, np.uint16)  # for products; new memory for each picture costs more than to multiply
 
     def mix(self, frame: VideoFrame) -> VideoFrame:
@@ -103,32 +100,24 @@ class Painter:
         """The map (H, W) that is due; empty before the first one."""
         return np.zeros(self._track.size[::-1], np.uint8) if self._map is None else self._map
 
-    def advance(self, slot: int) -> bool:
-        """Take maps up to the one of this slot; whether another one is due now.
+    def show(self, label_map: np.ndarray | None) -> bool:
+        """Take the map that is due from now on (None: no map yet); whether it is another one than before.
 
         Raises:
             ValueError: a map of another size, type or class than can be painted.
         """
         before = self._map
-        while self._slot < slot and not self._ended:
-            if self._next is None:
-                item = next(self._maps, None)
-                if item is None:
-                    self._ended = True
-                    break
-                self._next = (int(item[0] * self._fps), np.asarray(item[1]))
-            if self._next[0] > slot:
-                break
-            self._slot, self._map = self._next
-            self._next = None
-            self._weights = self._prepare(self._map)
-        if before is None or self._map is None:
-            return self._map is not before
-        return not np.array_equal(before, self._map)
+        if label_map is before or label_map is None:
+            return False
+        _check_map(label_map, self._track.size, len(self._colors))
+        self._map = label_map
+        if before is not None and np.array_equal(before, label_map):
+            return False
+        self._weights = self._prepare(label_map)
+        return True
 
     def _prepare(self, label_map: np.ndarray) -> list[list[Patch]]:
         """What the map does to each of the planes; nothing where it is empty."""
-        _check_map(label_map, self._track.size, len(self._colors))
         if not label_map.any():
             return [[], [], []]
         label_map = even(label_map)
@@ -136,9 +125,11 @@ class Painter:
         inside = label_map[box]
         index = inside.astype(np.uint16 if len(self._colors) > 127 else np.uint8)  # of `_keep` and `_add`
         index = 2 * index + _contour(index)
+        planes = _halved(box, index)
+        keeps = [_looked_up(self._keep, spots) for _, spots in planes[:2]]  # both planes of colour have the same
         weights = [
-            [(part, self._keep.take(spots), add.take(spots))]
-            for add, (part, spots) in zip(self._add, _halved(box, index), strict=True)
+            [(part, keep, _looked_up(add, spots))]
+            for add, keep, (part, spots) in zip(self._add, (*keeps, keeps[1]), planes, strict=True)
         ]
         self._room_for(index.size)
         if self._labels:
@@ -181,6 +172,13 @@ def to_yuv(colors: np.ndarray, matrix: int, full: bool) -> np.ndarray:
     floor, light, tint = (0, 255, 255) if full else (16, 219, 224)
     yuv = np.stack([floor + light * luma, 128 + tint * half[0], 128 + tint * half[1]], axis=1)
     return np.rint(yuv).clip(0, 255).astype(np.uint16)
+
+
+def _looked_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Values of a uint16 table `(N,)` at an index `(H, W)`."""
+    if index.dtype != np.uint8 or cv2 is None:
+        return table.take(index)
+    return cv2.LUT(index, np.resize(table, 256))  # three times as fast
 
 
 def _halved(box: tuple[slice, slice], values: np.ndarray) -> list[tuple[tuple[slice, slice], np.ndarray]]:

@@ -21,18 +21,10 @@ from PIL import Image
 from combo_hf.files.atomic import replacing
 from combo_hf.maskige_combo import PALETTE
 from combo_hf.media_combo_shown import UNKNOWN
-from combo_hf.media_combo_source import (
-    SAMPLING_RATE,
-    MediaError,
-    MediaFile,
-    MediaSource,
-    TrackChoice,
-    choose_tracks,
-    open_media,
-)
+from combo_hf.media_combo_source import SAMPLING_RATE, MediaError, MediaSource, choose_tracks, open_media
 from combo_hf.media_combo_tracks import PictureTrack, SoundTrack, picture_track, sound_track
-from combo_hf.results.follow import follow_small_pictures, small_picture
-from combo_hf.results.painting import MapSink, Painter, even, plane_values
+from combo_hf.results.moments import with_due_maps, with_followed_maps
+from combo_hf.results.painting import MapSink, Painter, even
 
 
 ENDINGS = (".mp4", ".m4v", ".mov")
@@ -41,7 +33,6 @@ ENDINGS = (".mp4", ".m4v", ".mov")
 X264_OPTIONS = {"preset": "veryfast", "threads": "1", "x264-params": "weightp=0:mbtree=0"}
 # superfast with macroblock trees over ten pictures: size and quality of veryfast for two thirds of its time
 OVERLAY_OPTIONS = {"preset": "superfast", "x264-params": "rc-lookahead=10:mbtree=1"}
-STILL_SECONDS = 0.5  # a picture that is shown for longer is a still
 AAC_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 
@@ -97,13 +88,13 @@ def write_overlay_video(
         with container(path, media.error) as output:
             pictures = PictureWriter(output, track, zero)
             sound = _SoundWriter(output, sound_track(media, sound_video, choice, zero), zero)
-            maps = _followed(media, choice, label_maps, fps) if follow else label_maps
-            painter = Painter(maps, colors, 1 if follow else fps, alpha, track, labels)
+            painter = Painter(colors, alpha, track, labels)
             for sink in sinks:
                 sink.open(track, zero)
             count = 0
-            for index, (now, frame, shown_for) in enumerate(_moments(track, fps)):
-                changed = painter.advance(index if follow else int(now * fps + 1e-9))
+            followed = with_followed_maps(media, choice, track, label_maps, fps) if follow else None
+            for (now, frame, shown_for), label_map in followed or with_due_maps(track, label_maps, fps):
+                changed = painter.show(label_map)
                 if changed or not shown_for:  # a still picture is shown anew where the map changes
                     ticks = (frame.pts or 0) + pictures.ticks(shown_for)
                     pictures.write(painter.mix(frame), ticks)
@@ -119,46 +110,6 @@ def write_overlay_video(
                 sink.finish(end)
             sound.write_until(math.inf)
     return path
-
-
-def _with_ends(track: PictureTrack) -> Iterator[tuple[float, VideoFrame, float]]:
-    """Time, picture, and the time of the next picture; at the last one, the end."""
-    held: tuple[float, VideoFrame] | None = None
-    for now, frame in track:
-        if held is not None:
-            yield (*held, now)
-        held = now, frame
-    if held is not None:
-        yield (*held, track.end)
-
-
-def _moments(track: PictureTrack, fps: float) -> Iterator[tuple[float, VideoFrame, float]]:
-    """Time, picture, and s that it has been shown for: a still picture comes again where a map may change."""
-    for now, frame, until in _with_ends(track):
-        yield now, frame, 0.0
-        if until - now < STILL_SECONDS:
-            continue
-        for slot in range(int(now * fps) + 1, math.ceil(until * fps - 1e-6)):
-            yield slot / fps, frame, slot / fps - now
-
-
-def _followed(
-    media: MediaFile, choice: TrackChoice, label_maps: Iterable[tuple[float, np.ndarray]], fps: float
-) -> Iterator[tuple[float, np.ndarray]]:
-    """A label map for every one of the [`_moments`], by its number.
-
-    Decodes the video once more: the pictures up to the next map must be seen before the first of them can be painted,
-    and small grey ones are all that is kept of them.
-    """
-    with media.open() as video:
-        track = picture_track(media, video, choice)
-        size = track.size[::-1]
-        pictures = (
-            small_picture(now, track.orientation.apply(plane_values(track.planes(frame, "yuv420p").planes[0])))
-            for now, frame, _ in _moments(track, fps)
-        )
-        for index, label_map in enumerate(follow_small_pictures(pictures, label_maps)):
-            yield index, label_map if label_map.shape == size else np.zeros(size, np.uint8)
 
 
 def _check_painting(source: MediaSource, path: Path, colors: np.ndarray, fps: float, alpha: float) -> None:
