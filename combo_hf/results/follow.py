@@ -162,7 +162,7 @@ class _Tracker:
         moved = cv2.remap(target, _grid(*grey.shape) + flow, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         difference = cv2.boxFilter(cv2.absdiff(moved, grey), cv2.CV_32F, (WINDOW, WINDOW))
         self._flow, self._neighbour, self._lost = flow, grey, float(difference.mean()) > LOST
-        return None if self._lost else _Registration(self.key, flow.astype(np.float16), difference)
+        return None if self._lost else _Registration(self.key, flow, difference)
 
 
 def _is_cut(one: np.ndarray, other: np.ndarray) -> bool:
@@ -236,7 +236,7 @@ def _paint(
 
 def _moved(source: _Registration, size: tuple[int, int], classes: frozenset[int]) -> np.ndarray:
     """The key's label map `(H, W)`, moved; only the part around its coarse outline is worked out finely."""
-    flow, labels = source.flow.astype(np.float32), source.key.labels
+    flow, labels = source.flow, source.key.labels
     h, w = flow.shape[:2]
     position = _grid(h, w) + flow
     coarse = cv2.remap(source.key.small, position, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
@@ -252,8 +252,10 @@ def _moved(source: _Registration, size: tuple[int, int], classes: frozenset[int]
     # at most twice as fine as the small picture: outlines of a flow are no finer
     shape = (min(full[0], FINE * (x1 - x0)), min(full[1], FINE * (y1 - y0)))
     part_flow = flow[y0:y1, x0:x1]
-    x = cv2.resize(part_flow[..., 0] * right, shape) + _centres(columns, shape[0])
-    y = cv2.resize(part_flow[..., 1] * down, shape) + _centres(rows, shape[1])[:, None]
+    x = cv2.resize(part_flow[..., 0] * right, shape)
+    x += _centres(columns, shape[0])
+    y = cv2.resize(part_flow[..., 1] * down, shape)
+    y += _centres(rows, shape[1])[:, None]
     part = cv2.remap(labels, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
     part = cv2.resize(part, full, interpolation=cv2.INTER_NEAREST)
     out[rows, columns] = part if source.key.classes <= classes else _only(part, classes)
@@ -271,7 +273,8 @@ def _merged(picture: SmallPicture, sources: Sequence[_Registration], maps: Seque
     costs = [(source.difference + NOISE) * abs(source.key.picture.time - picture.time) for source in sources]
     second = (costs[1] < costs[0]).astype(np.uint8)
     second = cv2.resize(second, maps[0].shape[::-1], interpolation=cv2.INTER_NEAREST)
-    return np.where(second > 0, maps[1], maps[0])
+    dtype = np.result_type(*maps)
+    return cv2.copyTo(maps[1].astype(dtype, copy=False), second, maps[0].astype(dtype))
 
 
 def _only(labels: np.ndarray, classes: frozenset[int]) -> np.ndarray:
