@@ -11,18 +11,13 @@ from fractions import Fraction
 from typing import Protocol
 
 import av
+import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from av.video.plane import VideoPlane
 
 from combo_hf.media_combo_tracks import PictureTrack
 from combo_hf.results.lettering import write_labels
-
-
-try:
-    import cv2
-except ImportError:  # numpy does the same
-    cv2 = None
 
 
 CONTOUR_ALPHA = 0.35  # added to alpha on the contour of a segment
@@ -176,7 +171,7 @@ def to_yuv(colors: np.ndarray, matrix: int, full: bool) -> np.ndarray:
 
 def _looked_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
     """Values of a uint16 table `(N,)` at an index `(H, W)`."""
-    if index.dtype != np.uint8 or cv2 is None:
+    if index.dtype != np.uint8:
         return table.take(index)
     return cv2.LUT(index, np.resize(table, 256))  # three times as fast
 
@@ -189,16 +184,9 @@ def _halved(box: tuple[slice, slice], values: np.ndarray) -> list[tuple[tuple[sl
 
 def _contour(label_map: np.ndarray) -> np.ndarray:
     """Pixels of a segment that touch another class, bool `(H, W)`; two pixels wide on 720 lines and more."""
-    edge = np.zeros(label_map.shape, dtype=bool)
     reach = max(1, label_map.shape[0] // 360)
-    for step in range(1, reach + 1):
-        across = label_map[:, step:] != label_map[:, :-step]
-        down = label_map[step:] != label_map[:-step]
-        edge[:, step:] |= across
-        edge[:, :-step] |= across
-        edge[step:] |= down
-        edge[:-step] |= down
-    return edge & (label_map > 0)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (2 * reach + 1, 2 * reach + 1))
+    return (cv2.dilate(label_map, cross) != cv2.erode(label_map, cross)) & (label_map > 0)
 
 
 def _even_box(label_map: np.ndarray) -> tuple[slice, slice]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_follow import overlap, scene
 
+from combo_hf.results import moments
 from combo_hf.results.lettering import write_labels
 from combo_hf.results.video import write_overlay_video, write_video
 
@@ -51,6 +52,40 @@ def test_names_stay_on_their_object_and_do_not_jump() -> None:
         assert label_map[middle[0] - 2 : middle[0] + 3, middle[1] - 2 : middle[1] + 3].any()
         places.append(middle)
     assert np.abs(np.subtract(*places)).max() <= 2
+
+
+class Noted:
+    """A sink that keeps the label maps, and where the pictures are bright."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[int, np.ndarray, np.ndarray]] = []
+
+    def open(self, track: object, zero: object) -> None:
+        pass
+
+    def write(self, frame: av.VideoFrame, label_map: np.ndarray, ticks: int) -> None:
+        self.written.append((ticks, label_map, frame.to_ndarray(format="gray")))
+
+    def finish(self, ticks: int) -> None:
+        pass
+
+
+def test_pictures_that_wait_are_kept_within_limits(moving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is painted does not depend on how many decoded pictures may wait; beyond that the video is decoded anew."""
+    video, masks = moving
+    maps = [(second + 15 / 16, masks[int((second + 15 / 16) * RATE)]) for second in range(SECONDS)]
+    decoded, once_more = [], moments.picture_track
+    monkeypatch.setattr(moments, "picture_track", lambda *given: decoded.append(1) or once_more(*given))
+    runs = []
+    for most, times in ((1 << 27, 0), (4 * 320 * 180 * 3 // 2, 1), (0, 1)):
+        monkeypatch.setattr(moments, "HELD_BYTES", most)
+        decoded.clear()
+        runs.append(Noted())
+        write_overlay_video(video, tmp_path / "out.mp4", maps, COLOURS, follow=True, sinks=[runs[-1]])
+        assert len(decoded) == times
+    for run in runs[1:]:
+        for wanted, got in zip(runs[0].written, run.written, strict=True):
+            assert wanted[0] == got[0] and all(map(np.array_equal, wanted[1:], got[1:]))
 
 
 def test_a_still_picture_changes_with_the_seconds(moving, tmp_path: Path) -> None:
