@@ -249,7 +249,7 @@ def test_the_command_refuses_in_one_line(
 def refused(path: Path, preset: str, output: Path, capsys: pytest.CaptureFixture) -> str:
     """Runs the command, which must fail with one line and write nothing; returns the line."""
     before = sorted(entry.name for entry in output.parent.iterdir())
-    assert cli.main(["convert", str(path), "--preset", preset, "--output", str(output)]) == 2
+    assert cli.main(["convert", str(path), "--preset", preset, "--output", str(output), "--quiet"]) == 2
     assert sorted(entry.name for entry in output.parent.iterdir()) == before
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1, printed

@@ -34,7 +34,7 @@ def app() -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
     """`serve(COMBO_MODEL=...)` -> address of `python space/app.py`; the same settings share one page."""
     pytest.importorskip("gradio", reason="needs the extra 'space' (gradio)")

@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -179,13 +178,22 @@ def test_layers_that_onednn_must_not_take_are_called(onednn, monkeypatch, case):
         assert torch.equal(modeling_combo_kernels.linear(layer, states), layer(states))
 
 
-@pytest.mark.skipif(
-    not Path("/proc/cpuinfo").is_file() or "GenuineIntel" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"),
-    reason="another processor: whether oneDNN or MKL is the faster one is not known",
+@pytest.mark.parametrize(
+    ("processor", "mkl", "faster"),
+    [
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", True, True),
+        ("AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD", True, True),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", False, False),
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\n", True, False),
+        ("arm", False, False),
+        ("", True, False),
+    ],
 )
-def test_mkl_stays_where_it_is_no_slower():
-    modeling_combo_kernels.onednn_is_faster.cache_clear()
-    assert not modeling_combo_kernels.onednn_is_faster()
+def test_the_library_of_products_hangs_on_the_processor_alone(monkeypatch, processor, mkl, faster):
+    """On no measurement: a busy minute would choose otherwise, and a resumed training would have other bits."""
+    monkeypatch.setattr(modeling_combo_kernels, "_processor", lambda: processor)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    assert modeling_combo_kernels.onednn_is_faster.__wrapped__() is faster
 
 
 def test_positions_are_kept_and_serve_training_too():
