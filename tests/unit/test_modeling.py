@@ -86,7 +86,7 @@ def test_presets_are_the_distinct_ones():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", DISTINCT_PRESETS)
+@pytest.mark.parametrize("preset", ["r50-s4", "pvtv2-b5-avss"])  # the parity suite computes with the other two
 def test_preset_trains_saves_and_ignores_its_neighbours(preset, tmp_path):
     torch.manual_seed(0)
     config = ComboConfig.from_preset(preset)
