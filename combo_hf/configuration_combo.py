@@ -144,6 +144,10 @@ TIMM = "timm/"  # begins the name of a backbone of timm
 MAX_SIZE = 1_000_000  # of any width or number of parts: a file with more is damaged
 MAX_LAYERS = 512  # of a part, each a module of its own: thousands would be built for minutes
 LAYERS = ("pixel_decoder_layers", "decoder_layers")
+# What takes memory by its number, and none of the file of weights: of a stranger, small weights could ask for any.
+MOST = {**dict.fromkeys(LAYERS, MAX_LAYERS), "num_frames": 128, "num_queries": 2000, "pixel_decoder_points": 64}
+MAX_CLIP_PIXELS = 10 * 1024 * 1024  # of all frames of a clip; `tiny` takes 2 GB for them
+MAX_MAPS = 1 << 29  # numbers in the score maps of a frame, one for each class, or in the masks of a clip
 BACKBONE_LAYERS = ("depths", "num_hidden_layers", "num_layers")  # what transformers' backbones call theirs
 WHOLE = (
     "channel_reduction hidden_dim num_attention_heads pixel_decoder_layers pixel_decoder_points "
@@ -343,6 +347,7 @@ class ComboConfig(PretrainedConfig):
             raise ValueError(f"hidden_dim {self.hidden_dim} must be a multiple of 4 (sine positions of x and y).")
         if self.image_size % 32 or self.image_size < 64:
             raise ValueError(f"image_size {self.image_size} must be a multiple of 32 and at least 64.")
+        self.check_input_size(self.image_size, self.image_size)
         window = self.consistency_window
         if window is not None and (type(window) is not int or window < 2):
             raise ValueError(f"consistency_window is {window!r}; use None or at least 2 frames.")
@@ -354,9 +359,18 @@ class ComboConfig(PretrainedConfig):
             wanted = "4 blocks of channels, hidden_sizes and embedding_size"
             raise ValueError(f"audio_config: wanted {wanted}, got {str(self.audio_config)[:200]}.")
 
+    def check_input_size(self, height: int, width: int) -> None:
+        """Raise `ValueError` where clips of this size in pixels would take memory that a stranger must not ask for."""
+        pixels, clip = height * width, f"a clip of {self.num_frames} frames of {height} x {width} pixels"
+        if self.num_frames * pixels > MAX_CLIP_PIXELS:
+            raise ValueError(f"{clip} has more than {MAX_CLIP_PIXELS} pixels; make size or num_frames smaller.")
+        if max(self.num_labels * pixels, self.num_queries * self.num_frames * pixels // 16) > MAX_MAPS:
+            maps = f"{clip}, {self.num_labels} classes and {self.num_queries} queries"
+            raise ValueError(f"{maps}: more than {MAX_MAPS} numbers in its maps; make size or num_frames smaller.")
+
     def _check_values(self) -> None:
         for name in WHOLE:
-            value, most = getattr(self, name), MAX_LAYERS if name in LAYERS else MAX_SIZE
+            value, most = getattr(self, name), MOST.get(name, MAX_SIZE)
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"{name} is {value!r}; wanted a whole number from 1 to {most}.")
         for name, (low, high) in RANGES.items():

@@ -84,6 +84,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
         super().__init__(*args, **kwargs)
         if self.processor is None:
             raise ValueError("the pipeline needs a processor: pass processor=ComboProcessor.from_pretrained(folder).")
+        self.model.config.check_input_size(*self.processor.image_processor.input_size)
         self.model.eval()
         if proposal_generator is not None or not self.model.config.use_maskige:
             self.processor = copy.copy(self.processor)  # the caller's own keeps its generator

@@ -35,6 +35,14 @@ IMAGES, SOUND = "image_processor", "feature_extractor"
         ),
         ({"id2label": {0: "background", 1: None}}, "class 1 is None"),
         ({"consistency_window": "x"}, "consistency_window is 'x'"),
+        ({"image_size": 8192}, "a clip of 5 frames of 8192 x 8192 pixels has more than 10485760 pixels"),
+        ({"num_frames": 1000}, "num_frames is 1000; wanted a whole number from 1 to 128"),
+        ({"pixel_decoder_points": 10**4}, "pixel_decoder_points is 10000; wanted a whole number from 1 to 64"),
+        (
+            {"id2label": {index: f"{index}" for index in range(9999)}, "image_size": 256},
+            "9999 classes and 20 queries: more than 536870912 numbers in its maps",
+        ),
+        ({"num_queries": 2000, "image_size": 1024}, "2 classes and 2000 queries: more than 536870912 numbers"),
         ({"id2label": {0: "background", 1: "\x1b]0;x\x07dog"}}, r"class 1 is '.x1b"),  # commands a terminal
         ({"id2label": {0: "background", 1: "dog\u202etac"}}, r"class 1 is 'dog.u202e"),  # turns what follows
         ({"id2label": {0: "background", 1: "dog\n## Headline"}}, "wanted 200 visible letters"),

@@ -107,6 +107,19 @@ def test_parameters_of_superpixels(checkpoint: Any, change: dict[str, Any]) -> N
         processor(**CLIP)
 
 
+@pytest.mark.parametrize("size", [{"height": 8192, "width": 8192}, {"height": 32, "width": 8192 * 32}, 1472])
+def test_no_size_asks_for_gigabytes(tiny_folder: str, tmp_path: Path, size: Any) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "checkpoint"))
+    values = json.loads((folder / "processor_config.json").read_text())
+    values["image_processor"]["size"] = size
+    (folder / "processor_config.json").write_text(json.dumps(values))
+    with pytest.raises(
+        ValueError, match=r"size: wanted .* 1 to 8192|a clip of 5 frames .* make size or num_frames"
+    ) as e:
+        combo_hf.load_pipeline(folder, device="cpu")
+    assert "\n" not in str(e.value)
+
+
 def test_number_of_masks_is_bounded() -> None:
     """min_fraction 0 would give a mask a pixel: at 1080p 50,000 masks of 2 MB."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
