@@ -11,7 +11,9 @@ they are streamed, by `map`.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +21,13 @@ from typing import Any
 
 from combo_hf.data.clips import AvsbenchClips, ComboTransform
 from combo_hf.data.row_format import HINT, SAMPLING_RATE, check_columns
+from combo_hf.files.parquet import open_parquet
+from combo_hf.files.pictures import read_bytes
+from combo_hf.files.typed_yaml import parse_yaml
 
 
 __all__ = ["AvsbenchClips", "ComboTransform", "check_columns", "load_avsbench"]
+MAX_CARD = 1 << 20  # bytes
 RAW_MARKS = (
     "AVSBench-object",
     "AVSBench_object",
@@ -112,6 +118,31 @@ def _check_folder(folder: Path) -> None:
         )
     if next(folder.rglob("*.parquet"), None) is None:
         raise ValueError(f"{folder} holds no parquet file. {HINT}")
+    _check_card(folder)
+
+
+def _check_card(folder: Path) -> None:
+    """Refuse a card that has `datasets` read files elsewhere, or fetch them: a stranger may have written it."""
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    for name in ("README.md", ".huggingface.yaml"):
+        if not (folder / name).is_file():
+            continue
+        text = read_bytes(folder / name, MAX_CARD).decode("utf-8", "replace")
+        block = REGEX_YAML_BLOCK.search(text) if name == "README.md" else None
+        values = parse_yaml(block.group(2) if block else "" if name == "README.md" else text, name)
+        for place in _texts(values.get("configs") if isinstance(values, dict) else None):
+            if "://" in place or "::" in place or os.path.isabs(place) or ".." in re.split(r"[/\\]", place):
+                raise ValueError(f"{folder / name} names files that are not in its folder: {place[:80]!r}.")
+
+
+def _texts(values: Any) -> Iterator[str]:
+    """All texts in nested values."""
+    if isinstance(values, str):
+        yield values
+    elif isinstance(values, (list, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            yield from _texts(value)
 
 
 def _hub_options(revision: str | None, token: str | bool | None, cache_dir: str | Path | None) -> dict[str, Any]:
@@ -130,6 +161,9 @@ def _open_builder(
         splits = [str(key) for key in builder.config.data_files or builder.info.splits or ()]
         if split not in splits:
             raise ValueError(f"{name}: split: wanted one of {splits}, got {split!r}.")
+        for path in itertools.chain(*(builder.config.data_files or {}).values()):
+            if os.path.isfile(path):
+                open_parquet(Path(path)).close()
         if streaming:
             return builder.as_streaming_dataset(split=split)
         with _quiet_without_terminal(datasets):

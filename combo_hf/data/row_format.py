@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from combo_hf.data.subsets import holds_indices
+from combo_hf.files.parquet import open_parquet
 
 
 SAMPLING_RATE = 16000
@@ -124,18 +125,14 @@ def to_class_ids(mask: Any, subset: str) -> np.ndarray:
 
 def clips_with_maskiges(path: Path) -> int:
     """Rows of a parquet file that have Maskiges; their pictures are not read."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         column = file.read(columns=["maskiges.list.element.path"])["maskiges"]
     return sum(bool(value) for value in column.to_pylist())
 
 
 def count_rows(path: Path) -> tuple[int, int]:
     """Rows of a parquet file, and how many of their frames are annotated."""
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
+    with open_parquet(path) as file:
         flags = file.read(columns=["label_frames"])["label_frames"].to_pylist()
     return len(flags), sum(map(sum, flags))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from combo_hf.files.atomic import replacing
-from combo_hf.files.wording import first_line
+from combo_hf.files.parquet import open_parquet
 
 
 def count_rows(path: Path) -> int:
@@ -16,7 +16,7 @@ def count_rows(path: Path) -> int:
     Raises:
         ValueError: damaged.
     """
-    with _open(path) as table:
+    with open_parquet(path) as table:
         return table.metadata.num_rows
 
 
@@ -32,7 +32,7 @@ def rewrite_rows(path: Path, target: Path, change: Callable[[dict[str, Any]], No
         ValueError: damaged, or no table of clips.
         ImportError: pyarrow (with `datasets`) is missing.
     """
-    with _open(path) as table:
+    with open_parquet(path) as table:
         import pyarrow
         import pyarrow.parquet
 
@@ -47,15 +47,3 @@ def rewrite_rows(path: Path, target: Path, change: Callable[[dict[str, Any]], No
                 for row in rows:
                     change(row)
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema), row_group_size=len(rows) or 1)
-
-
-def _open(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("data sets need `datasets`: pip install 'combo-hf[train]'") from error
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path.name} is damaged or no parquet file ({first_line(error, 100)}).") from error

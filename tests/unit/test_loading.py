@@ -191,7 +191,7 @@ def broken(folder: Path) -> Path:
         (lambda tmp, built: downloaded(tmp / "b"), {}, ValueError, "AVSBench as it was downloaded.*data build"),
         (lambda tmp, built: without(tmp / "c", built, "audio"), {}, ValueError, r"columns \['audio'\] are missing"),
         (lambda tmp, built: without(tmp / "d", built, "masks"), {}, ValueError, r"columns \['masks'\] are missing"),
-        (lambda tmp, built: broken(tmp / "e"), {}, ValueError, "cannot be read as parquet"),
+        (lambda tmp, built: broken(tmp / "e"), {}, ValueError, "damaged or no parquet file"),
         (
             lambda tmp, built: "org/private",
             {},
