@@ -256,8 +256,8 @@ def _label_areas(
         raise ValueError(f"prediction {tuple(predicted.shape)} and target {tuple(truth.shape)} must agree.")
     truth = truth.to(predicted.device)
     columns = num_labels + 1  # the last one: ignored
-    frame = num_labels * torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
-    place = (predicted + frame).mul_(columns).add_(truth.clamp(max=num_labels))
+    frame = torch.arange(len(truth), device=truth.device).view(-1, 1, 1)
+    place = torch.add(truth, predicted, alpha=columns).add_(frame, alpha=num_labels * columns)
     counts = torch.bincount(place.flatten(), minlength=num_labels * columns * len(truth)).cpu()
     counts = counts.view(-1, num_labels, columns)  # (T, predicted, true)
     known = counts[..., :num_labels]
@@ -283,7 +283,7 @@ def _tensor(values: Any, name: str) -> torch.Tensor:
 
 
 def _check_ids(labels: torch.Tensor | np.ndarray, num_labels: int, name: str, ignored: bool) -> torch.Tensor:
-    """Class ids as int64 (T, H, W)."""
+    """Class ids as int64 (T, H, W); ignored pixels, where there may be some, as `num_labels`."""
     ids = _tensor(labels, name)
     if ids.ndim != 3 or not ids.numel():
         raise ValueError(f"{name}: wanted shape (T, H, W) with at least one pixel, got {tuple(ids.shape)}.")
@@ -298,4 +298,4 @@ def _check_ids(labels: torch.Tensor | np.ndarray, num_labels: int, name: str, ig
         wrong &= ids != IGNORE_INDEX
     if wrong.any():
         raise ValueError(f"{name}: class ids {ids[wrong].unique().tolist()[:8]} do not exist, there are {num_labels}.")
-    return ids
+    return ids.clamp(max=num_labels)
