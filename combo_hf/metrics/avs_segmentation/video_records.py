@@ -293,9 +293,11 @@ def sum_classes(areas: np.ndarray, num_labels: int, protocol: str) -> np.ndarray
         return totals.astype(np.float64)
     iou, f_score, _ = class_scores(overlap, predicted, true)
     order = np.argsort(classes, kind="stable")
-    ends = np.cumsum(np.bincount(classes, minlength=num_labels))[:-1]
-    sums = [[math.fsum(part) for part in np.split(values[order], ends)] for values in (iou, f_score)]
-    return np.array([*sums, np.bincount(classes, minlength=num_labels)], dtype=np.float64)
+    counts = np.bincount(classes, minlength=num_labels)
+    ends = np.cumsum(counts).tolist()
+    parts = [slice(begin, end) for begin, end in zip([0, *ends], ends, strict=False)]
+    sums = [[math.fsum(ordered[part]) for part in parts] for ordered in (iou[order].tolist(), f_score[order].tolist())]
+    return np.array([*sums, counts], dtype=np.float64)
 
 
 def scores_of_sums(sums: np.ndarray, protocol: str, num_frames: int) -> dict[str, Any]:
