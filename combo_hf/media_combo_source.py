@@ -38,6 +38,7 @@ except ImportError:  # the model itself needs no media files
 
 MediaSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview  # path, http(s) URL, or the content
 MAX_PIXELS = 8192 * 8192  # of one picture; more is refused before it is decoded
+LIMITS = {"max_streams": "128", "max_pixels": str(1920 * 1088)}  # of tracks, and of pictures decoded to learn theirs
 MAX_SECONDS = 24 * 3600  # a damaged time stamp must not turn into years of windows
 MAX_DOWNLOAD_BYTES = 1 << 30
 DOWNLOAD_SECONDS = 600.0  # for the whole file
@@ -86,12 +87,14 @@ class MediaFile:
         """
         # "file:" keeps a colon in a file name from being read as a protocol
         target = f"file:{self._target}" if isinstance(self._target, str) else io.BytesIO(self._target)
-        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        # FFmpeg decodes the beginning of every track to learn its kind: a few kB may hold thousands of large pictures
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "file", **LIMITS}
         try:
             container = av.open(target, "r", options=options, metadata_errors="ignore")
-        except (av.error.FFmpegError, OSError):
+        except (av.error.FFmpegError, OSError) as error:
             kind = next((kind for start, kind in KINDS.items() if self.head().startswith(start)), None)
             reason = "damaged, cut short, or another kind of file" if kind is None else f"{kind} is not supported"
+            reason = "more than 128 tracks" if isinstance(error, MemoryError) else reason
             raise self.error(f"cannot be read as a video or a sound ({reason}).") from None
         try:
             yield container

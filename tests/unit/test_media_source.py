@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import math
 import re
+import resource
 import shutil
 import struct
 import threading
@@ -26,6 +27,7 @@ from combo_hf.media_combo import (
     probe_media,
     read_clip,
 )
+from combo_hf.results.video import write_video
 
 
 def test_all_kinds_of_source_agree(film: Path) -> None:
@@ -85,6 +87,33 @@ def test_too_many_pixels(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(media_combo_tracks, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(MediaError, match=r"^film.mp4: pictures of 64 x 48; at most 3071 pixels are read.$"):
         probe_media(film)
+
+
+def with_tracks(data: bytes, count: int) -> bytes:
+    """An mp4 file whose first track is there so many times more; all of them share its samples."""
+    boxes, place = {}, 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        boxes[data[place + 4 : place + 8]] = place, place + size
+        place += size
+    start, end = boxes[b"moov"]
+    moov = data[start + 8 : end]
+    track = moov.index(b"trak") - 4
+    length = int.from_bytes(moov[track : track + 4], "big")
+    more = moov + moov[track : track + length] * count
+    head = (len(more) + 8).to_bytes(4, "big") + b"moov"
+    return data[: start + 4] + b"free" + data[start + 8 :] + head + more  # samples stay where they are
+
+
+def test_a_thousand_tracks_of_large_pictures(tmp_path: Path) -> None:
+    """579 kB of 900 tracks took 5.8 GB before anything was known of the file; here 60 are read, 150 refused."""
+    path = write_video(tmp_path / "a.mp4", [np.full((2160, 3840, 3), 90, np.uint8)] * 2, 4, None)
+    data = path.read_bytes()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert probe_media(with_tracks(data, 60)).width == 3840
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000  # kB; they took 1.1 GB
+    with pytest.raises(MediaError, match="more than 128 tracks"):
+        probe_media(with_tracks(data, 150))
 
 
 def test_time_stamps_of_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
