@@ -141,6 +141,7 @@ MINI: dict[str, Any] = {
 OWN_PRESETS = {"tiny": TINY, "mini": MINI}  # the others are the release's
 TIMM = "timm/"  # begins the name of a backbone of timm
 
+MAX_FILE = 1 << 24  # bytes of config.json: the names of 10,000 classes have 4 MB at most
 MAX_SIZE = 1_000_000  # of any width or number of parts: a file with more is damaged
 MAX_LAYERS = 512  # of a part, each a module of its own: thousands would be built for minutes
 LAYERS = ("pixel_decoder_layers", "decoder_layers")
@@ -327,6 +328,12 @@ class ComboConfig(PretrainedConfig):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        if os.path.getsize(json_file) > MAX_FILE:
+            raise ValueError(f"config.json has more than {MAX_FILE} bytes.")
+        return super()._dict_from_json_file(json_file)
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in the base class, likewise; so is the configuration of another kind of model."""
         check_kind("config.json: model_type", cls.model_type, config_dict.get("model_type"))
@@ -435,6 +442,11 @@ def _build_backbone_config(values: dict | str) -> PretrainedConfig:
         return EfficientNetLiteConfig.from_dict(values)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ValueError(f"backbone_config needs a model_type that transformers knows, got {model_type!r}.")
+    from transformers import AutoBackbone  # not before it is needed: seconds
+
+    # The configuration of another network may ask the Hub for that of the backbone which it names.
+    if CONFIG_MAPPING[model_type] not in AutoBackbone._model_mapping:
+        raise ValueError(f"backbone_config: wanted the model_type of a backbone, got {model_type!r}.")
     if model_type == "timm_backbone":  # its weights are in the checkpoint; "hf_hub:..." and the like would be fetched
         values["use_pretrained_backbone"] = False
         if not re.fullmatch(r"[\w.-]+", str(values.get("backbone"))):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import re
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -158,6 +161,8 @@ class FittingWeights:
         """
         base: Any = super()
         kwargs.setdefault("use_safetensors", cls.only_safetensors)
+        if cls.only_safetensors:
+            check_parts(pretrained_model_name_or_path)
         try:
             with bounded_parts():
                 return base.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -208,6 +213,18 @@ class FittingWeights:
             )
         base: Any = super()
         return base.load_adapter(peft_model_id, *args, load_config=load_config, **kwargs)
+
+
+def check_parts(folder: str | os.PathLike | None) -> None:
+    """Raise `ValueError` where weights in several files name one elsewhere, or one of another kind: a pickle, say."""
+    for index in sorted(Path(folder).glob("*.index.json")) if folder is not None and os.path.isdir(folder) else ():
+        try:
+            names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            wrong = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{index}: damaged ({type(error).__name__}).") from error
+        if wrong:
+            raise ValueError(f"{index}: wanted names of safetensors files beside it, got {ascii(wrong[0])[:80]}.")
 
 
 @contextmanager

@@ -267,11 +267,39 @@ def test_no_checkpoint_chooses_a_kernel_of_the_hub(checkpoint: Path, monkeypatch
             "a network of timm, got 'hf_",
         ),
         ({"backbone_config": "timm/hf_hub:a/b"}, "wanted the name of a network of timm"),
+        (
+            {"backbone_config": {"model_type": "mask2former", "backbone": "a/b", "use_pretrained_backbone": True}},
+            "wanted the model_type of a backbone, got 'mask2former'",
+        ),
+        ({"backbone_config": {"model_type": "encoder-decoder"}}, "wanted the model_type of a backbone"),
     ],
 )
 def test_no_checkpoint_names_what_would_be_fetched(checkpoint: Path, change: dict[str, Any], message: str) -> None:
     change_json(checkpoint, "config.json", change)
     with pytest.raises(ValueError, match=message):
+        combo_hf.load_pipeline(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["../weights.bin", "weights.bin", "/etc/hostname", "../a.safetensors", 7])
+def test_parts_of_the_weights_lie_beside_their_index(checkpoint: Path, name: object) -> None:
+    """transformers would unpickle the first and the second (numbers only), and read the others."""
+    (checkpoint / WEIGHTS).rename(checkpoint / "a.safetensors")
+    torch.save({}, checkpoint.parent / "weights.bin")
+    keys = load_file(checkpoint / "a.safetensors")
+    for place, error in ((name, "index.json: "), ("a.safetensors", None)):
+        index = {"metadata": {}, "weight_map": {**dict.fromkeys(keys, "a.safetensors"), next(iter(keys)): place}}
+        (checkpoint / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+        if error is None:
+            combo_hf.load_pipeline(checkpoint, device="cpu")
+        else:
+            with pytest.raises(ValueError, match=error):
+                combo_hf.load_pipeline(checkpoint)
+
+
+def test_no_configuration_of_any_length_is_read(checkpoint: Path) -> None:
+    text = (checkpoint / "config.json").read_text().rstrip()
+    (checkpoint / "config.json").write_text(f'{text[:-1]}, "z": [{"[]," * (1 << 23)}0]}}')
+    with pytest.raises(ValueError, match="config.json has more than 16777216 bytes"):
         combo_hf.load_pipeline(checkpoint)
 
 
