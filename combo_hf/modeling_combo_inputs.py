@@ -19,6 +19,7 @@ from .modeling_combo_kernels import on_cpu
 
 
 SHOWN_WEIGHTS = 3  # of each kind, in an error
+MAX_HEAD = 1 << 23  # bytes of a safetensors file that tell of its tensors, some 150 for each
 MAX_PARTS = 30_000  # of a network, counted again when it is filled; two PVTv2-B5 and the rest have 8,000
 
 
@@ -216,8 +217,15 @@ class FittingWeights:
 
 
 def check_parts(folder: str | os.PathLike | None) -> None:
-    """Raise `ValueError` where weights in several files name one elsewhere, or one of another kind: a pickle, say."""
-    for index in sorted(Path(folder).glob("*.index.json")) if folder is not None and os.path.isdir(folder) else ():
+    """Raise `ValueError` where weights in several files name one elsewhere, or one of another kind: a pickle, say; or
+    where a file tells of more tensors than any network has, which takes minutes."""
+    if folder is None or not os.path.isdir(folder):
+        return
+    for path in Path(folder).glob("*.safetensors"):
+        with open(path, "rb") as file:
+            if int.from_bytes(file.read(8), "little") > MAX_HEAD:
+                raise ValueError(f"{path}: the weight file is damaged (its head has more than {MAX_HEAD} bytes).")
+    for index in sorted(Path(folder).glob("*.index.json")):
         try:
             names = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
             wrong = [name for name in names if not re.fullmatch(r"[\w.-]+\.safetensors", name)]

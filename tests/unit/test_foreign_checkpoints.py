@@ -296,6 +296,16 @@ def test_parts_of_the_weights_lie_beside_their_index(checkpoint: Path, name: obj
                 combo_hf.load_pipeline(checkpoint)
 
 
+def test_a_file_of_a_hundred_thousand_tensors(checkpoint: Path) -> None:
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    head = json.dumps({f"tensor{number}": entry for number in range(150_000)}).encode()
+    (checkpoint / WEIGHTS).write_bytes(len(head).to_bytes(8, "little") + head)
+    began = time.process_time()
+    with pytest.raises(ValueError, match="the weight file is damaged .its head has more than 8388608 bytes"):
+        combo_hf.load_pipeline(checkpoint)
+    assert time.process_time() - began < 2
+
+
 def test_no_configuration_of_any_length_is_read(checkpoint: Path) -> None:
     text = (checkpoint / "config.json").read_text().rstrip()
     (checkpoint / "config.json").write_text(f'{text[:-1]}, "z": [{"[]," * (1 << 23)}0]}}')
