@@ -186,9 +186,9 @@ def parquets() -> list[bytes]:
     import pyarrow
     import pyarrow.parquet
 
-    picture, sound = pictures()[0], sounds()[0]
+    picture, sound = next(data for data in pictures() if data.startswith(b"\x89PNG")), sounds()[0]
     entry = {"bytes": picture, "path": None}
-    row = {"video_id": "a", "subset": "s4", "frames": [entry], "masks": [entry], "label_frames": [True],
+    row = {"video_id": "a", "subset": "s4", "frames": [entry], "masks": [label_map()], "label_frames": [True],
            "maskiges": [entry], "audio": {"bytes": sound, "path": "a.wav"}}  # fmt: skip
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), buffer)
