@@ -106,9 +106,7 @@ class AudioVisualSegmentationPipeline(ChunkPipeline):
             OSError: no checkpoint, or not reachable.
         """
         if kwargs.pop("trust_remote_code", False):
-            raise ValueError(
-                "trust_remote_code: no code of a checkpoint is run here, leave it out; transformers.pipeline runs it."
-            )
+            raise ValueError("trust_remote_code: no code of a checkpoint is run; transformers.pipeline would run it.")
         hub = {option: kwargs.pop(option) for option in HUB_OPTIONS if option in kwargs}
         weights = {option: kwargs.pop(option) for option in ("dtype", "device_map") if option in kwargs}
         weights = {"dtype": "auto", **weights, **kwargs.pop("model_kwargs", {})}
