@@ -155,12 +155,9 @@ def large_folder() -> Iterator[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [name for name in OFFICIAL if name.startswith("r50") or name.endswith("avss")])
+@pytest.mark.parametrize("preset", OFFICIAL)
 def test_round_trip(goldens: Goldens, large_folder: Path, capsys: pytest.CaptureFixture, preset: str):
-    """Official file -> `combo-hf convert` -> folder -> model: no tensor changes on the way.
-
-    Of the three PVTv2-B5, whose names and shapes are compared above, the one with the most classes.
-    """
+    """Official file -> `combo-hf convert` -> folder -> model: no tensor changes on the way."""
     weights = official_file(goldens, CONFIGS[preset], large_folder / "model_best.pth")
     folder = large_folder / "converted"
     assert (
