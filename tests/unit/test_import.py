@@ -115,7 +115,7 @@ def test_loading_says_nothing():
         "transformers.AutoImageProcessor.from_pretrained(combo_hf.BUNDLED_MODEL);"
         "import numpy; pipe({'frames': numpy.zeros((1, 64, 64, 3), numpy.uint8), 'audio': None})"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
