@@ -11,7 +11,7 @@ Axes: L predictions, A annotated frames, F packed frames, Q queries, K classes, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -279,11 +279,31 @@ def frame_distances(masks: torch.Tensor, first: list[int] | torch.Tensor, adapti
     if not len(first):
         return flat.sum()[None] * 0
     index = first if torch.is_tensor(first) else torch.tensor(first, device=masks.device)
-    power = flat.square().sum(1) + 1e-12  # (F,); a flat mask of zeros has no direction, but must have a gradient
-    # plain sums, because they add in a tree; the norms inside nnf.cosine_similarity do not and move 1 - cos by 1e-5
-    product = (flat[:-1] * flat[1:]).sum(1)[index]
-    distance = 1 - product / (power[index] * power[index + 1]).sqrt()
+    squares, products = FrameProducts.apply(flat)
+    power = squares + 1e-12  # a flat mask of zeros has no direction, but must have a gradient
+    distance = 1 - products[index] / (power[index] * power[index + 1]).sqrt()
     return distance * (-distance).exp() if adaptive else distance
+
+
+class FrameProducts(torch.autograd.Function):
+    """Rows x_t (F, N) -> their squares x_t . x_t (F,), and their products with the next row x_t . x_(t+1) (F - 1,).
+
+    The gradient is one product with a tridiagonal matrix, in place of many passes over the masks of all frames; a
+    second derivative is not to be had. Forward: plain sums, because they add in a tree; the norms inside
+    `cosine_similarity` do not and move 1 - cos by 1e-5.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx.save_for_backward(rows)
+        return rows.square().sum(1), (rows[:-1] * rows[1:]).sum(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, to_squares: torch.Tensor, to_products: torch.Tensor) -> torch.Tensor:
+        (rows,) = ctx.saved_tensors
+        band = torch.diag(2 * to_squares) + torch.diag(to_products, 1) + torch.diag(to_products, -1)  # (F, F)
+        return band @ rows
 
 
 def pixel_sum(

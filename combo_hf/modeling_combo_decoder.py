@@ -19,7 +19,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_combo import ComboConfig
-from .modeling_combo_kernels import linear
+from .modeling_combo_kernels import is_eager, linear, rectify
 from .modeling_combo_pixel_decoder import ComboFeedForwardLayer, sine_position_embedding
 
 
@@ -102,7 +102,7 @@ class ComboDecoderLayer(ComboFeedForwardLayer):
         queries = self.cross_attn_layer_norm(queries + self.cross_attn(queries + query_pos, keys, values, visible))
         placed = queries + query_pos
         queries = self.self_attn_layer_norm(queries + self.self_attn(placed, placed, queries))
-        return self.final_layer_norm(queries + linear(self.fc2, linear(self.fc1, queries).relu_()))
+        return self.final_layer_norm(queries + linear(self.fc2, rectify(linear(self.fc1, queries))))
 
 
 class ComboMaskEmbedding(nn.Module):
@@ -118,8 +118,9 @@ class ComboMaskEmbedding(nn.Module):
                 layer.reset_parameters()
 
     def forward(self, queries: torch.Tensor) -> torch.Tensor:
-        queries = self.layers[0](queries).relu_()
-        return self.layers[2](self.layers[1](queries).relu_())
+        for layer in self.layers[:-1]:
+            queries = rectify(linear(layer, queries))
+        return linear(self.layers[-1], queries)
 
 
 class ComboDecoder(nn.Module):
@@ -154,20 +155,31 @@ class ComboDecoder(nn.Module):
         every = torch.arange(query_audio.shape[1], device=query_audio.device)  # embeddings are called: see is_plain
         queries = self.query_features(every) + query_audio  # (F, Q, d)
         query_pos = self.query_positions(every).expand_as(queries)
-        predictions = []
+        classes, embeddings, masks = [], [], []
+        jointly = torch.is_grad_enabled() and is_eager(mask_features)
+
+        def predict(queries: torch.Tensor) -> None:
+            normed = self.layer_norm(queries)
+            classes.append(linear(self.class_head, normed))
+            embeddings.append(self.mask_head(normed))
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not jointly):
+                masks.append(torch.einsum("fqd,fdhw->fqhw", embeddings[-1], mask_features))
+
         for index, layer in enumerate(self.layers):
             level = index % 3
             if resized is None:
-                predictions.append(self._predict(queries, mask_features))
+                predict(queries)
                 logits = nnf.interpolate(
-                    predictions[-1][1].detach(), size=scales[level].shape[-2:], mode="bilinear", align_corners=False
+                    masks[-1].detach(), size=scales[level].shape[-2:], mode="bilinear", align_corners=False
                 )
             else:
                 embedding = self.mask_head(self.layer_norm(queries))
                 logits = torch.einsum("fqd,fdhw->fqhw", embedding, resized[level])
             queries = layer(queries, query_pos, keys[level], values[level], visible_tokens(logits))
-        predictions.append(self._predict(queries, mask_features))
-        return predictions
+        predict(queries)
+        if jointly:
+            masks = LayerMasks.apply(mask_features, *embeddings, *masks)
+        return list(zip(classes, masks, strict=True))
 
     def _memory(self, scales: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         keys, values = [], []
@@ -186,10 +198,28 @@ class ComboDecoder(nn.Module):
             for maps in scales
         ]
 
-    def _predict(self, queries: torch.Tensor, mask_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        normed = self.layer_norm(queries)
-        masks = torch.einsum("fqd,fdhw->fqhw", self.mask_head(normed), mask_features)
-        return self.class_head(normed), masks
+
+class LayerMasks(torch.autograd.Function):
+    """The masks that all layers have computed, with one gradient: two products of the queries of all layers, and no
+    sum of gradients of the mask features. A second derivative is not to be had."""
+
+    @staticmethod
+    def forward(ctx: Any, mask_features: torch.Tensor, *layers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Args: mask_features (F, d, h, w); of each layer the embeddings (F, Q, d), then the masks (F, Q, h, w)."""
+        embeddings, masks = layers[: len(layers) // 2], layers[len(layers) // 2 :]
+        ctx.save_for_backward(mask_features, *embeddings)
+        return masks
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        features, *embeddings = ctx.saved_tensors
+        joined = torch.cat([gradient.flatten(2) for gradient in gradients], dim=1)  # (F, L * Q, h * w)
+        pixels = features.flatten(2).transpose(1, 2).to(joined.dtype)  # (F, h * w, d)
+        to_features = joined.transpose(1, 2) @ torch.cat(embeddings, dim=1).to(joined.dtype)  # (F, h * w, d)
+        to_features = to_features.transpose(1, 2).unflatten(2, features.shape[2:]).to(features.dtype)
+        to_embeddings = (joined @ pixels).to(embeddings[0].dtype).chunk(len(embeddings), dim=1)  # L x (F, Q, d)
+        return to_features, *to_embeddings, *(None for _ in embeddings)
 
 
 def visible_tokens(logits: torch.Tensor) -> torch.Tensor:

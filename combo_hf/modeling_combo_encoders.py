@@ -19,7 +19,16 @@ from transformers import AutoBackbone, PretrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 from .configuration_combo import ComboConfig, EfficientNetLiteConfig
-from .modeling_combo_kernels import constant, fingerprint, is_plain, linear, onednn_applies
+from .modeling_combo_kernels import (
+    constant,
+    fingerprint,
+    is_pixelwise,
+    is_plain,
+    linear,
+    onednn_applies,
+    pixel_product,
+    rectify,
+)
 
 
 class ComboChannelWeights(nn.Module):
@@ -91,7 +100,7 @@ def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Ten
     """Feature maps in the dtype of the pictures, also where the weights of the backbone are of another."""
     dtype = next(backbone.parameters(), pictures).dtype
     order = torch.preserve_format
-    if pictures.device.type == "cpu" and not torch.is_grad_enabled():
+    if pictures.device.type == "cpu":
         order = torch.channels_last  # what convolutions on a CPU would else turn every map into, and back
     maps = backbone(pictures.to(dtype, memory_format=order)).feature_maps
     return tuple(level.to(pictures.dtype, memory_format=order) for level in maps)
@@ -136,8 +145,6 @@ def build_backbone(config: ComboConfig) -> Any:
     for module in backbone.modules():
         # Another class for the same object: names of parameters, copies and checkpoints stay what they are.
         module.__class__ = FASTER_LAYERS.get(type(module).__name__, type(module))
-        if type(module).__name__ in RESIDUAL_LAYERS and isinstance(module.activation, nn.ReLU):
-            module.activation.inplace = True  # nobody else holds the sum that goes in
     return backbone
 
 
@@ -162,13 +169,18 @@ class ComboFoldedConvolution(nn.Module):
             hidden_states = norm(convolution(hidden_states))
         elif torch.is_grad_enabled() or not (same and onednn_applies(hidden_states)):
             weight, shift = self._folded()
-            hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding,
-                                       convolution.dilation, convolution.groups)  # fmt: skip
+            if is_pixelwise(convolution, hidden_states):
+                hidden_states = pixel_product(hidden_states, weight, shift)
+            else:
+                order = torch.channels_last if hidden_states.device.type == "cpu" else torch.preserve_format
+                weight = weight.to(memory_format=order)  # once, not in each direction
+                hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding,
+                                           convolution.dilation, convolution.groups)  # fmt: skip
         else:
             hidden_states = self._by_packed_weights(hidden_states)
         activation = getattr(self, "activation", None)
         if isinstance(activation, nn.ReLU):
-            return hidden_states.relu_()  # nobody else holds what the convolution returned
+            return rectify(hidden_states)  # nobody else holds what the convolution returned
         return hidden_states if activation is None else activation(hidden_states)
 
     def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -208,6 +220,18 @@ class ComboFoldedConvolution(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_packed"}  # cannot be copied
+
+
+class ComboResidualLayer(nn.Module):
+    """transformers' `ResNetBasicLayer` and `ResNetBottleNeckLayer`; these may change a view in place ([`rectify`])."""
+
+    shortcut: nn.Module
+    layer: nn.Module
+    activation: nn.Module
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        total = self.layer(hidden_state) + self.shortcut(hidden_state)
+        return total.relu_() if isinstance(self.activation, nn.ReLU) else self.activation(total)
 
 
 class ComboLiteLayer(ComboFoldedConvolution):
@@ -348,10 +372,11 @@ class ComboFeedForward(nn.Module):
         return self.dropout(linear(self.dense2, hidden_states))
 
 
-RESIDUAL_LAYERS = ("ResNetBasicLayer", "ResNetBottleNeckLayer")
 FASTER_LAYERS: dict[str, type[nn.Module]] = {
     "ResNetConvLayer": ComboFoldedConvolution,
     "ResNetShortCut": ComboFoldedConvolution,
+    "ResNetBasicLayer": ComboResidualLayer,
+    "ResNetBottleNeckLayer": ComboResidualLayer,
     "PvtV2SelfAttention": ComboReducedAttention,
     "PvtV2ConvFeedForwardNetwork": ComboFeedForward,
 }

@@ -110,11 +110,43 @@ def linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
         return states
     if not is_plain(layer, nn.Linear) or layer.weight.dtype != states.dtype:
         return layer(states)
-    weight, bias = cast(nn.Linear, layer).weight, cast(nn.Linear, layer).bias
-    if torch.is_grad_enabled():  # of rows: a view that comes out of a function must not be changed in place
+    return product(states, cast(nn.Linear, layer).weight, cast(nn.Linear, layer).bias)
+
+
+def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """As `torch.nn.functional.linear`, by the faster library: states (..., width in), weight (width out, width in)."""
+    if not (onednn_applies(states) and onednn_is_faster()):
+        return nnf.linear(states, weight, bias)
+    if torch.is_grad_enabled():
         rows = cast(torch.Tensor, OneDnnProduct.apply(states.flatten(0, -2), weight, bias))  # (N, width out)
         return rows.unflatten(0, states.shape[:-1])
     return onednn_product(states, weight, bias)
+
+
+def convolve(layer: nn.Module, maps: torch.Tensor) -> torch.Tensor:
+    """`layer(maps)`, by [`pixel_product`] where that is faster."""
+    if not (is_plain(layer, nn.Conv2d) and is_pixelwise(cast(nn.Conv2d, layer), maps)):
+        return layer(maps)
+    return pixel_product(maps, cast(nn.Conv2d, layer).weight, cast(nn.Conv2d, layer).bias)
+
+
+def is_pixelwise(layer: nn.Conv2d, maps: torch.Tensor) -> bool:
+    """Whether a convolution is one product of all pixels, and torch would not compute it as fast: on one thread it
+    multiplies picture by picture, and not with oneDNN."""
+    single = layer.kernel_size == layer.stride == (1, 1) and layer.padding in ((0, 0), "valid") and layer.groups == 1
+    return single and is_eager(maps) and maps.device.type == "cpu" and torch.get_num_threads() == 1
+
+
+def pixel_product(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Convolution of maps (F, C_in, h, w) with kernels (C, C_in, 1, 1): (F, C, h, w) in channels_last order."""
+    pixels = product(maps.permute(0, 2, 3, 1), weight.flatten(1), bias)  # (F, h, w, C)
+    return pixels.permute(0, 3, 1, 2)
+
+
+def rectify(states: torch.Tensor) -> torch.Tensor:
+    """ReLU of a tensor that nobody else holds, in place. Not so of a view that gradients go through, as products of
+    more than two dimensions are: autograd would copy its whole gradient three times."""
+    return states.relu() if torch.is_grad_enabled() and states._is_view() else states.relu_()
 
 
 def onednn_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -19,7 +19,14 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_combo import ComboConfig
-from .modeling_combo_kernels import deformable_sampling, gathered_sampling, is_eager, linear
+from .modeling_combo_kernels import (
+    convolve,
+    deformable_sampling,
+    gathered_sampling,
+    is_eager,
+    linear,
+    rectify,
+)
 
 
 DENSE_TOKENS = 4200  # up to 448 x 448 pixels; with more, products of tokens x tokens cost more than they save
@@ -135,7 +142,7 @@ class ComboPixelDecoderLayer(ComboFeedForwardLayer):
         shapes: list[tuple[int, int]],
     ) -> torch.Tensor:
         hidden = self.self_attn_layer_norm(hidden + self.self_attn(hidden, position, reference, shapes))
-        return self.final_layer_norm(hidden + linear(self.fc2, linear(self.fc1, hidden).relu_()))
+        return self.final_layer_norm(hidden + linear(self.fc2, rectify(linear(self.fc1, hidden))))
 
 
 class ComboPixelDecoder(nn.Module):
@@ -166,7 +173,8 @@ class ComboPixelDecoder(nn.Module):
         """Args: feature_maps: (F, C_l, ., .) of strides 4 to 32.
         Returns: mask features (F, d, h, w) and [(F, d, h/8, w/8), (F, d, h/4, w/4), (F, d, h/2, w/2)]."""
         projected = [
-            project(maps) for project, maps in zip(self.input_projections, reversed(feature_maps[1:]), strict=True)
+            norm(convolve(project, maps))
+            for (project, norm), maps in zip(self.input_projections, reversed(feature_maps[1:]), strict=True)
         ]
         shapes = [tuple(maps.shape[-2:]) for maps in projected]
         hidden = torch.cat([maps.flatten(2).transpose(1, 2) for maps in projected], dim=1)  # (F, S, d)
@@ -185,9 +193,10 @@ class ComboPixelDecoder(nn.Module):
             tokens.transpose(1, 2).unflatten(2, shape)
             for tokens, shape in zip(hidden.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
         ]
-        lateral = self.lateral(feature_maps[0])
+        project, norm = self.lateral
+        lateral = norm(convolve(project, feature_maps[0]))
         upsampled = nnf.interpolate(scales[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return self.mask_projection(self.output(lateral + upsampled)), scales
+        return convolve(self.mask_projection, self.output(lateral + upsampled)), scales
 
 
 def cell_centres(height: int, width: int, device: torch.device) -> torch.Tensor:

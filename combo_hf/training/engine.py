@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 # The others wait while the main process makes clips or evaluates.
 TIMEOUT = datetime.timedelta(hours=6)
 # transformers checkpoints PVTv2 by whole stages (40 blocks in one) and ResNet not at all; blocks save more.
-BACKBONE_BLOCKS = ("PvtV2BlockLayer", "ResNetBottleNeckLayer", "ResNetBasicLayer")
+BACKBONE_BLOCKS = ("PvtV2BlockLayer", "ComboResidualLayer")
 BACKBONE_STAGES = ("PvtV2EncoderLayer",)
 
 
