@@ -124,7 +124,11 @@ def product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 def convolve(layer: nn.Module, maps: torch.Tensor) -> torch.Tensor:
-    """`layer(maps)`, by [`pixel_product`] where that is faster."""
+    """`layer(maps)`, by [`pixel_product`] where that is faster. layer: any, or an `nn.Sequential` of such."""
+    if is_plain(layer, nn.Sequential):
+        for part in layer.children():
+            maps = convolve(part, maps)
+        return maps
     if not (is_plain(layer, nn.Conv2d) and is_pixelwise(cast(nn.Conv2d, layer), maps)):
         return layer(maps)
     return pixel_product(maps, cast(nn.Conv2d, layer).weight, cast(nn.Conv2d, layer).bias)

@@ -173,8 +173,8 @@ class ComboPixelDecoder(nn.Module):
         """Args: feature_maps: (F, C_l, ., .) of strides 4 to 32.
         Returns: mask features (F, d, h, w) and [(F, d, h/8, w/8), (F, d, h/4, w/4), (F, d, h/2, w/2)]."""
         projected = [
-            norm(convolve(project, maps))
-            for (project, norm), maps in zip(self.input_projections, reversed(feature_maps[1:]), strict=True)
+            convolve(project, maps)
+            for project, maps in zip(self.input_projections, reversed(feature_maps[1:]), strict=True)
         ]
         shapes = [tuple(maps.shape[-2:]) for maps in projected]
         hidden = torch.cat([maps.flatten(2).transpose(1, 2) for maps in projected], dim=1)  # (F, S, d)
@@ -193,8 +193,7 @@ class ComboPixelDecoder(nn.Module):
             tokens.transpose(1, 2).unflatten(2, shape)
             for tokens, shape in zip(hidden.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
         ]
-        project, norm = self.lateral
-        lateral = norm(convolve(project, feature_maps[0]))
+        lateral = convolve(self.lateral, feature_maps[0])
         upsampled = nnf.interpolate(scales[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return convolve(self.mask_projection, self.output(lateral + upsampled)), scales
 
