@@ -216,9 +216,13 @@ class Colours:
         )
 
     def apply(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Recolour (N, 3, H, W) uint8."""
+        """Recolour (N, 3, H, W) uint8, one by one: a picture with its channels one after the other stays in a core's
+        cache, which halves the time."""
         if self == Colours(contrast_first=self.contrast_first):
             return pictures
+        return torch.cat([self._recolour(picture) for picture in pictures.contiguous().split(1)])
+
+    def _recolour(self, pictures: torch.Tensor) -> torch.Tensor:
         functional = _torchvision()
         values = functional.to_dtype(pictures, torch.float32, scale=True)
         if self.brightness:

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from combo_hf.evaluation.prepare import Evaluation
 from combo_hf.evaluation.scores import predict_class_maps
 from combo_hf.files.atomic import replacing, write_text
+from combo_hf.label_maps_combo import leading_class
 from combo_hf.results.pictures import BACKGROUND, FAINT, INK, class_colors, overlay_on_grey
 
 
@@ -185,7 +186,7 @@ def _label_maps(
     evaluation: Evaluation, class_maps: torch.Tensor, masks: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
     """Prediction and truth (A, H, W); without classes, sounding or not."""
-    prediction, truth = class_maps.argmax(1).cpu().numpy(), masks.numpy()
+    prediction, truth = leading_class(class_maps, 1)[0].cpu().numpy(), masks.numpy()
     truth = np.where(truth == 255, 0, truth)
     return (prediction, truth) if evaluation.semantic else (np.minimum(prediction, 1), np.minimum(truth, 1))
 

@@ -38,6 +38,7 @@ from combo_hf.evaluation.scores import ClipSet, predict_class_maps, sounding_sco
 from combo_hf.files.atomic import appending, write_text
 from combo_hf.files.environment import package_versions, resolve_device, useful_workers
 from combo_hf.files.folder_lock import only_run
+from combo_hf.label_maps_combo import leading_class
 from combo_hf.metrics import VideoScores
 from combo_hf.metrics.avs_segmentation.video_records import video_iou
 from combo_hf.metrics.functional import score_labels, score_object
@@ -123,7 +124,7 @@ def score_clip(evaluation: Evaluation, index: int, example: ClipExample, class_m
     record = head | score_object(name, sounding_scores(class_maps), truth_of(target))
     record["M_J_by_background"] = overlaps_by_weight(class_maps, target, weight)
     if evaluation.semantic:
-        areas = score_labels(name, class_maps.argmax(1), target, len(evaluation.labels))
+        areas = score_labels(name, leading_class(class_maps, 1)[0], target, len(evaluation.labels))
         record |= {"iou": video_iou(areas)} | areas
     return record
 

@@ -13,7 +13,7 @@ import torch
 
 from combo_hf.data.collate import ClipExample, ComboCollator
 from combo_hf.files.progress import Progress
-from combo_hf.label_maps_combo import class_scores, input_size
+from combo_hf.label_maps_combo import class_scores, input_size, leading_class
 from combo_hf.metrics import SemanticScores, VideoScores
 from combo_hf.modeling_combo import ComboForAudioVisualSegmentation
 
@@ -57,7 +57,7 @@ def evaluate_model(
     sounding, semantic = VideoScores(), SemanticScores(num_labels)
     for index, (class_maps, target) in enumerate(iter_class_maps(model, dataset, batch_size, progress)):
         sounding.update(str(index), sounding_scores(class_maps), truth_of(target))
-        semantic.update(class_maps.argmax(1), target)
+        semantic.update(leading_class(class_maps, 1)[0], target)
     if not len(sounding):
         raise ValueError("no frame of the data set is annotated.")
     result: dict[str, Any] = {"num_clips": len(dataset)}
