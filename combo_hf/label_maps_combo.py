@@ -107,7 +107,9 @@ def class_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: Si
         `torch.FloatTensor` (K, H, W).
     """
     probabilities = class_logits.float().softmax(-1)[:, :-1]  # (Q, K)
-    masks = enlarge(mask_logits.float(), size or input_size(mask_logits)).sigmoid()
+    masks = enlarge(mask_logits.float(), size or input_size(mask_logits))
+    # in place where they are new: 20 MB that would else be asked of the system and given back
+    masks = masks.sigmoid() if masks.shape == mask_logits.shape else masks.sigmoid_()
     return torch.einsum("qk,qhw->khw", probabilities, masks)
 
 
