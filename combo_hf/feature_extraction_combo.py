@@ -150,8 +150,7 @@ class ComboFeatureExtractor(SequenceFeatureExtractor):
         missing = samples_for(num_examples) - len(waveform)
         if missing > 0:
             waveform = torch.nn.functional.pad(waveform, (0, missing), value=self.padding_value)
-        filters = torch.from_numpy(_mel_filters())
-        window = torch.hann_window(WINDOW_LENGTH, periodic=True, dtype=torch.float64)
+        window, filters = _window_and_filters()
         chunks = []
         for first in range(0, num_examples, CHUNK_EXAMPLES):
             count = min(CHUNK_EXAMPLES, num_examples - first)
@@ -218,9 +217,10 @@ def _mean_of_channels(parts: list[np.ndarray], offset: float, scale: float) -> n
     return total
 
 
-def _mel_filters() -> np.ndarray:
-    """VGGish's mel matrix (257, 64) float64. Built on each use: nothing to save, nothing to lose when loading."""
-    return mel_filter_bank(
+@lru_cache(maxsize=1)
+def _window_and_filters() -> tuple[torch.Tensor, torch.Tensor]:
+    """Hann window (400,) and VGGish's mel matrix (257, 64), float64. Not attributes: nothing to save or to lose."""
+    filters = mel_filter_bank(
         num_frequency_bins=FFT_LENGTH // 2 + 1,
         num_mel_filters=NUM_MEL_BINS,
         min_frequency=MEL_RANGE[0],
@@ -230,6 +230,9 @@ def _mel_filters() -> np.ndarray:
         mel_scale="htk",
         triangularize_in_mel_space=True,
     )
+    with torch.inference_mode(False):  # or it would serve nowhere else
+        window = torch.hann_window(WINDOW_LENGTH, periodic=True, dtype=torch.float64, device="cpu")
+    return window, torch.from_numpy(filters)
 
 
 def _is_batch(raw_speech: Any) -> bool:

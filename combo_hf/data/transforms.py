@@ -291,11 +291,11 @@ def turn_hue(values: torch.Tensor, turns: float) -> torch.Tensor:
     spread = top - torch.minimum(torch.minimum(red, green), blue)
     sixth = torch.where(green == top, blue - red + 2 * spread, red - green + 4 * spread)
     sixth = torch.where(red == top, green - blue, sixth).div_(spread.clamp(min=1e-9))  # H from -1 to 5
-    out = torch.empty_like(values)
+    out, ramp = torch.empty_like(values), torch.empty_like(sixth)
     for channel, middle in enumerate((3, 1, -1)):  # where on the circle its ramp is highest, but for the turn
-        distance = (sixth + ((middle + 6 * turns + 5) % 6 - 5)).abs_()  # up to 6
-        distance = torch.minimum(distance, 6 - distance, out=distance)
-        torch.sub(top, distance.neg_().add_(2).clamp_(0, 1).mul_(spread), out=out[..., channel, :, :])
+        torch.add(sixth, (middle + 6 * turns + 5) % 6 - 5, out=ramp)  # distance to there, -6 to 6
+        ramp.abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)  # 1 where it is less than 1 or more than 5, 0 from 2 to 4
+        torch.sub(top, ramp.mul_(spread), out=out[..., channel, :, :])
     return out
 
 
