@@ -68,10 +68,9 @@ def paint_maskige(masks: Any, size: tuple[int, int] = (224, 224)) -> np.ndarray:
     masks = check_masks(masks)
     # "nearest" picks pixels, so that it is enough to paint those
     rows, columns = nearest_pixels(masks.shape[1], height), nearest_pixels(masks.shape[2], width)
-    pixels = (rows[:, None] * masks.shape[2] + columns).ravel()
     order = by_area(masks)
-    index = paint_numbers(masks, order, np.arange(1, len(order) + 1), pixels)
-    return PALETTE[index].reshape(height, width, 3)
+    index = paint_numbers(masks, order, np.arange(1, len(order) + 1), rows)
+    return PALETTE.take(index.take(columns, axis=1), axis=0)
 
 
 def nearest_pixels(length: int, wanted: int) -> np.ndarray:
@@ -93,7 +92,7 @@ def maskige_index(masks: np.ndarray) -> np.ndarray:
 
 
 def paint_numbers(
-    masks: np.ndarray, order: np.ndarray, numbers: np.ndarray, pixels: np.ndarray | None = None
+    masks: np.ndarray, order: np.ndarray, numbers: np.ndarray, rows: np.ndarray | None = None
 ) -> np.ndarray:
     """Give masks their colour numbers; where they overlap, the smaller one is on top.
 
@@ -101,16 +100,22 @@ def paint_numbers(
         masks: bool (K, H, W).
         order: indices of the masks to paint, ascending by area ([`by_area`]).
         numbers: of these masks, 1..255.
-        pixels: paint these only: indices (P,) into the flattened picture.
+        rows: paint these rows only: indices (R,).
 
     Returns:
-        uint8 (H, W), or (P,) with `pixels`; 0 = uncovered.
+        uint8 (H, W), or (R, W) with `rows`; 0 = uncovered.
     """
-    index = np.zeros(masks.shape[1:] if pixels is None else pixels.shape, dtype=np.uint8)
-    for mask, number in zip(order[::-1], numbers[::-1], strict=True):  # the largest first
-        where = masks[mask] if pixels is None else masks[mask].ravel().take(pixels, mode="clip")
-        np.copyto(index, np.uint8(number), where=where)
-    return index
+    shape = masks.shape[1:] if rows is None else (len(rows), masks.shape[2])
+    top, ranks = (
+        np.zeros(shape, dtype=np.uint8),
+        np.arange(len(order), 0, -1, dtype=np.uint8),
+    )  # the smallest ranks first
+    for mask, rank in zip(order, ranks, strict=True):
+        where = masks[mask] if rows is None else masks[mask].take(rows, axis=0)
+        np.maximum(top, where.view(np.uint8) * rank, out=top)
+    names = np.zeros(256, dtype=np.uint8)
+    names[ranks] = numbers
+    return names.take(top)
 
 
 def check_masks(masks: Any, name: str = "masks") -> np.ndarray:
