@@ -98,7 +98,7 @@ class SuperpixelProposals:
         numbers = np.zeros(labels.max() + 1, np.uint8)
         numbers[kept[order]] = np.arange(1, len(order) + 1)
         rows, columns = rows[nearest_pixels(frame.height, size[0])], columns[nearest_pixels(frame.width, size[1])]
-        return PALETTE[numbers[labels[rows[:, None], columns]]]
+        return PALETTE.take(numbers[labels[rows[:, None], columns]], axis=0)
 
     def _kept(self, labels: np.ndarray) -> np.ndarray:
         """Numbers of the segments that count, the largest first."""

@@ -37,7 +37,7 @@ def paint_maskige_clip(
     Raises:
         ValueError: as `paint_maskige`.
     """
-    return [PALETTE[index] for index in clip_indices(masks_per_frame, size, stable)]
+    return [PALETTE.take(index, axis=0) for index in clip_indices(masks_per_frame, size, stable)]
 
 
 def clip_indices(
