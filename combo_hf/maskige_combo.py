@@ -106,10 +106,8 @@ def paint_numbers(
         uint8 (H, W), or (R, W) with `rows`; 0 = uncovered.
     """
     shape = masks.shape[1:] if rows is None else (len(rows), masks.shape[2])
-    top, ranks = (
-        np.zeros(shape, dtype=np.uint8),
-        np.arange(len(order), 0, -1, dtype=np.uint8),
-    )  # the smallest ranks first
+    top = np.zeros(shape, dtype=np.uint8)
+    ranks = np.arange(len(order), 0, -1, dtype=np.uint8)  # the smallest mask has the highest
     for mask, rank in zip(order, ranks, strict=True):
         where = masks[mask] if rows is None else masks[mask].take(rows, axis=0)
         np.maximum(top, where.view(np.uint8) * rank, out=top)

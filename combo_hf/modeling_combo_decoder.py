@@ -23,6 +23,9 @@ from .modeling_combo_kernels import is_eager, linear, rectify
 from .modeling_combo_pixel_decoder import ComboFeedForwardLayer, sine_position_embedding
 
 
+MASKS_AT_ONCE = 1 << 24  # numbers of the gradients of all layers' masks that are joined: 67 MB
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -214,12 +217,17 @@ class LayerMasks(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, *embeddings = ctx.saved_tensors
-        joined = torch.cat([gradient.flatten(2) for gradient in gradients], dim=1)  # (F, L * Q, h * w)
-        pixels = features.flatten(2).transpose(1, 2).to(joined.dtype)  # (F, h * w, d)
-        to_features = joined.transpose(1, 2) @ torch.cat(embeddings, dim=1).to(joined.dtype)  # (F, h * w, d)
-        to_features = to_features.transpose(1, 2).unflatten(2, features.shape[2:]).to(features.dtype)
-        to_embeddings = (joined @ pixels).to(embeddings[0].dtype).chunk(len(embeddings), dim=1)  # L x (F, Q, d)
-        return to_features, *to_embeddings, *(None for _ in embeddings)
+        pixels = features.flatten(2).transpose(1, 2)  # (F, h * w, d)
+        queries = torch.cat(embeddings, dim=1)  # (F, L * Q, d)
+        to_pixels, to_queries = torch.empty_like(pixels), torch.empty_like(queries)
+        step = max(1, MASKS_AT_ONCE // (queries.shape[1] * pixels.shape[1]))
+        for first in range(0, len(pixels), step):
+            part = slice(first, first + step)
+            joined = torch.cat([gradient[part].flatten(2) for gradient in gradients], dim=1)  # (f, L * Q, h * w)
+            to_pixels[part] = joined.transpose(1, 2) @ queries[part].to(joined.dtype)
+            to_queries[part] = joined @ pixels[part].to(joined.dtype)
+        to_features = to_pixels.transpose(1, 2).unflatten(2, features.shape[2:])
+        return to_features, *to_queries.chunk(len(embeddings), dim=1), *(None for _ in embeddings)
 
 
 def visible_tokens(logits: torch.Tensor) -> torch.Tensor:

@@ -150,7 +150,8 @@ def pixel_product(maps: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 def rectify(states: torch.Tensor) -> torch.Tensor:
     """ReLU of a tensor that nobody else holds, in place. Not so of a view that gradients go through, as products of
     more than two dimensions are: autograd would copy its whole gradient three times."""
-    return states.relu() if torch.is_grad_enabled() and states._is_view() else states.relu_()
+    aside = torch.is_grad_enabled() and (not is_eager(states) or states._is_view())
+    return states.relu() if aside else states.relu_()
 
 
 def onednn_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

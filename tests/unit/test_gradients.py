@@ -43,6 +43,7 @@ def test_distances_of_frames(clips):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_masks_of_all_layers_have_one_gradient(monkeypatch, dtype, frozen):
     torch.manual_seed(0)
+    monkeypatch.setattr(modeling_combo_decoder, "MASKS_AT_ONCE", 1)  # frame by frame
     config = ComboConfig.from_preset("tiny")
     config._attn_implementation = "sdpa"
     decoder = ComboDecoder(config).to(dtype)
