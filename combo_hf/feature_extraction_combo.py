@@ -40,7 +40,6 @@ ZERO_CROSSINGS = 46
 ROLLOFF = 0.9173
 KAISER_BETA = 13.03
 OUTPUTS_AT_ONCE = 64  # samples: a product of so many columns runs at full speed
-NUMBERS_AT_ONCE = 1 << 21  # of the windows that go into such a product: 17 MB
 RATE_STEP = 25  # Hz
 MAX_SAMPLING_RATE = 768000  # Hz
 MAX_FLOAT_PEAK = 1000.0
@@ -297,12 +296,12 @@ def resample(waveform: torch.Tensor, rate: int) -> torch.Tensor:
     output = waveform.new_empty(blocks, filters.step_out)
     column = 0
     for first, taps in filters.groups:
-        length, count = taps.shape
-        windows = padded[first:].unfold(0, length, filters.step_in)[:blocks]  # (blocks, length), a view
-        some = max(1, NUMBERS_AT_ONCE // length)
-        for start in range(0, blocks, some):
-            part = slice(start, start + some)
-            output[part, column : column + count] = windows[part] @ taps
+        count = taps.shape[1]
+        part = output[:, column : column + count]
+        for start in range(0, len(taps), filters.step_in):  # so far rows do not overlap, and a product copies nothing
+            piece = taps[start : start + filters.step_in]
+            rows = padded[first + start :].unfold(0, len(piece), filters.step_in)[:blocks]  # (blocks, length), a view
+            part.addmm_(rows, piece, beta=1 if start else 0)
         column += count
     return output.flatten()[:wanted]
 

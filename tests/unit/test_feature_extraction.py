@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from combo_hf import feature_extraction_combo
 from combo_hf.feature_extraction_combo import ComboFeatureExtractor, resample, samples_for, to_mono
 
 
@@ -142,13 +141,6 @@ def test_resampling_is_torchaudio_s_with_the_same_filter(rate, length):
     sound = torch.from_numpy(noise(length)).double()
     wanted = transforms.Resample(rate, 16000, dtype=torch.float64, **options)(sound)
     torch.testing.assert_close(resample(sound, rate), wanted, rtol=0, atol=1e-6)  # it rounds beta to float32
-
-
-def test_resampling_in_parts_is_the_whole(monkeypatch):
-    sound = torch.from_numpy(noise(30000)).double()
-    wanted = resample(sound, 44100)
-    monkeypatch.setattr(feature_extraction_combo, "NUMBERS_AT_ONCE", 5000)
-    torch.testing.assert_close(resample(sound, 44100), wanted, rtol=0, atol=1e-14)
 
 
 def test_padding_value_is_used():
