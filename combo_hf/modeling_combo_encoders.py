@@ -100,7 +100,8 @@ def run_backbone(backbone: nn.Module, pictures: torch.Tensor) -> tuple[torch.Ten
     """Feature maps in the dtype of the pictures, also where the weights of the backbone are of another."""
     dtype = next(backbone.parameters(), pictures).dtype
     order = torch.preserve_format
-    if pictures.device.type == "cpu":
+    shared = torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()
+    if pictures.device.type == "cpu" and not shared:  # gradients of 1x1 kernels would lie otherwise than their weights
         order = torch.channels_last  # what convolutions on a CPU would else turn every map into, and back
     maps = backbone(pictures.to(dtype, memory_format=order)).feature_maps
     return tuple(level.to(pictures.dtype, memory_format=order) for level in maps)
@@ -172,8 +173,8 @@ class ComboFoldedConvolution(nn.Module):
             if is_pixelwise(convolution, hidden_states):
                 hidden_states = pixel_product(hidden_states, weight, shift)
             else:
-                order = torch.channels_last if hidden_states.device.type == "cpu" else torch.preserve_format
-                weight = weight.to(memory_format=order)  # once, not in each direction
+                if max(convolution.kernel_size) > 1 and hidden_states.is_contiguous(memory_format=torch.channels_last):
+                    weight = weight.contiguous(memory_format=torch.channels_last)  # once, not in each direction
                 hidden_states = nnf.conv2d(hidden_states, weight, shift, convolution.stride, convolution.padding,
                                            convolution.dilation, convolution.groups)  # fmt: skip
         else:
