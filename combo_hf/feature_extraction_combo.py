@@ -298,7 +298,8 @@ def resample(waveform: torch.Tensor, rate: int) -> torch.Tensor:
     for first, taps in filters.groups:
         count = taps.shape[1]
         part = output[:, column : column + count]
-        for start in range(0, len(taps), filters.step_in):  # so far rows do not overlap, and a product copies nothing
+        # rows no longer than their distance do not overlap: the product reads them where they are, without a copy
+        for start in range(0, len(taps), filters.step_in):
             piece = taps[start : start + filters.step_in]
             rows = padded[first + start :].unfold(0, len(piece), filters.step_in)[:blocks]  # (blocks, length), a view
             part.addmm_(rows, piece, beta=1 if start else 0)
