@@ -4,7 +4,8 @@ The release enlarges the score maps of all classes bilinearly and takes the high
 every enlarged pixel is a mean of the four corners of a cell of the small maps, so a class that leads at all four
 corners wins the whole cell. Other classes are looked at only in the cells in between, and there only those that no
 mean of the leading classes beats at every corner. Where this saves nothing (noise), whole maps are enlarged, but of
-classes only that do not lie below another class everywhere.
+classes only that do not lie below another class everywhere. A little longer than other files:
+one rule and its shortcuts.
 
 Axes: K classes, Q queries, h w pixels of the small maps, H W pixels of the label map, N cells between classes, P
 pixels in these.

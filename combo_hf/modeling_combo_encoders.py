@@ -4,6 +4,8 @@ Paper section 3.2 (Siam-Encoder Module, channel weights) and 3.1 (audio). Frame 
 one architecture; per level the Maskige's features are weighted by channel and added to the frame's. Departures: one
 module serves both inputs when `share_encoders` is set, and then frame and Maskige travel in one batch.
 
+Longer than other files: it also holds the faster layers of the backbones and EfficientNet-Lite, which is made of them.
+
 Axes: F packed frames, C channels, H W image, D audio embedding. See modeling_combo.py for the alphabet.
 """
 

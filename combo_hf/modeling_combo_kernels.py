@@ -5,6 +5,8 @@ way, level by level by `grid_sample`, so that the reads of all levels are never 
 are one weighted sum of table rows (`embedding_bag`): [`framed_sampling`] without gradients, [`GatheredSampling`] with
 a backward pass of our own (that of torch sorts).
 
+Longer than other files: the reads would be one of their own, but the landing holds no more (tests/unit/test_rooms.py).
+
 Axes: F packed frames, S tokens of all scales (7x7, 14x14, 28x28 for 224 pixels), R rows of the table, d width, M
 heads, L levels, P points.
 """

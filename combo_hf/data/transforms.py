@@ -222,7 +222,7 @@ class Colours:
             return pictures
         return torch.cat([self._recolour(picture) for picture in pictures.contiguous().split(1)])
 
-    def _recolour(self, pictures: torch.Tensor) -> torch.Tensor:
+    def _recolour(self, pictures: torch.Tensor) -> torch.Tensor:  # (1, 3, H, W)
         functional = _torchvision()
         values = functional.to_dtype(pictures, torch.float32, scale=True)
         if self.brightness:

@@ -73,7 +73,6 @@ def test_kinds_of_masks_agree(convert):
         (np.zeros((2, 0, 8), bool), (8, 8), "without pixels"),
         (np.full((1, 8, 8), 255, np.uint8), (8, 8), "0 and 1"),
         (np.full((1, 8, 8), -1, np.int8), (8, 8), "0 and 1"),
-        (np.full((1, 8, 8), 0.5), (8, 8), "0 and 1"),
         (np.full((1, 8, 8), 0.5), (8, 8), "threshold"),
         (np.full((1, 8, 8), np.nan), (8, 8), "threshold"),
         (squares(2), (0, 8), "size"),
